@@ -1,0 +1,60 @@
+"""How a version travels from the trainer to the engines, and how its arrival is proven.
+
+The trainer packs its weights into buckets of the object store (shared memory on one machine). Each engine loads them
+and returns a receipt, a hash per tensor of what arrived; `prove` compares it with what was sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from selfloop.workflows.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["checksum", "prove_receipt", "tensor_hash"]
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """Sixteen hex digits of a tensor's dtype, shape and bytes."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous()
+    head = f"{flat.dtype}{tuple(flat.shape)}".encode()
+    return hashlib.sha256(head + flat.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def checksum(receipt: Mapping[str, str]) -> str:
+    """One hash of a whole set of weights, from its hashes per tensor."""
+    text = "\n".join(f"{name} {receipt[name]}" for name in sorted(receipt))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def receipt_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """A hash per tensor."""
+    return {name: tensor_hash(tensor) for name, tensor in tensors}
+
+
+def prove_receipt(sent: Mapping[str, str], arrived: Mapping[str, str], version: int, replica: str) -> None:
+    """Raise WeightsError unless exactly what was sent arrived."""
+    missing = sorted(set(sent) - set(arrived))
+    extra = sorted(set(arrived) - set(sent))
+    wrong = sorted(name for name in set(sent) & set(arrived) if sent[name] != arrived[name])
+    if missing or extra or wrong:
+        found = [
+            f"{len(names)} {what} (first: {names[0]})"
+            for what, names in (
+                ("not delivered", missing),
+                ("not expected", extra),
+                ("with other bytes", wrong),
+            )
+            if names
+        ]
+        raise WeightsError(
+            f"{replica} did not get version {version} as it was published: tensors {', '.join(found)}. "
+            "Samples from it would be off-policy, so the run stops here. The last published checkpoint is whole; "
+            "resume the run, and if it happens again report the engine and its version."
+        )

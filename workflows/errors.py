@@ -1,0 +1,72 @@
+"""Every exception Selfloop raises on purpose. Each message says what was found, why it is wrong, and the way out.
+
+All of them pickle (they cross Ray), because each is built from one string.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "EngineError",
+    "FailedRowsError",
+    "InputError",
+    "JudgeError",
+    "ObjectiveError",
+    "RunLockedError",
+    "SandboxError",
+    "SelfloopError",
+    "StoreError",
+    "TrainerError",
+    "WeightsError",
+]
+
+
+class SelfloopError(Exception):
+    """Base class: `str(error)` is the whole message shown to the user."""
+
+
+class InputError(SelfloopError):
+    """Bad input found before anything expensive started: a config, a data file, a model folder. Exit status 2."""
+
+    @classmethod
+    def of(cls, problems: list[str]) -> InputError:
+        """One error for several mistakes, so that the user mends them all at once."""
+        if len(problems) == 1:
+            return cls(problems[0])
+        lines = "\n".join(f"  {number}. {text}" for number, text in enumerate(problems, 1))
+        return cls(f"{len(problems)} problems were found:\n{lines}")
+
+
+class EngineError(SelfloopError):
+    """The generation engine broke (not one bad row: that is data)."""
+
+
+class JudgeError(SelfloopError):
+    """A judge broke its contract, for example by answering for other rows than it was given."""
+
+
+class SandboxError(SelfloopError):
+    """Generated code cannot be run safely here."""
+
+
+class ObjectiveError(SelfloopError):
+    """A batch that an objective cannot take: a missing column, a mask without a token, a value that is not finite."""
+
+
+class TrainerError(SelfloopError):
+    """Training broke: a loss that is not finite, rows of weights that were not asked for, a rank that died."""
+
+
+class WeightsError(SelfloopError):
+    """An engine does not serve the weights that were published: the receipt or the probe disagrees."""
+
+
+class StoreError(SelfloopError):
+    """The run folder cannot be read or written, or belongs to something else."""
+
+
+class RunLockedError(StoreError):
+    """Another driver is working on this run folder."""
+
+
+class FailedRowsError(SelfloopError):
+    """More rows failed than `max_failed_rows` allows."""

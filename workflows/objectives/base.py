@@ -1,0 +1,107 @@
+"""What an objective is: a frozen, pure function from columns of log-probs to a Loss.
+
+An objective declares the views it needs and what it reads of each. The trainer makes one forward a view and calls
+the objective with a batch of columns. It never sees a model, a tokenizer or a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Batch", "Loss", "Normalizer", "Objective", "Term"]
+
+Batch = Mapping[str, "Tensor"]
+Normalizer = Literal["examples", "tokens", "sequence-then-examples"] | float
+"""What a term is divided by, counted over the whole global batch (one optimizer step).
+
+examples: number of rows. tokens: sum of the mask. sequence-then-examples: each row by its own token count, then by
+the number of rows. A number: that constant, times the number of rows.
+"""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss.
+
+    values: (rows,) per example or (rows, tokens) per token. mask: same shape as values (None = all ones).
+    """
+
+    values: Tensor
+    mask: Tensor | None = None
+    normalizer: Normalizer = "examples"
+    weight: float = 1.0
+
+    def sum(self) -> Tensor:
+        """Sum of the masked values (each row's token mean first for sequence-then-examples), times the weight."""
+        import torch
+
+        values = self.values
+        if self.mask is not None:
+            values = torch.where(self.mask.bool(), values * self.mask, torch.zeros_like(values))
+        if values.dim() == 2:
+            values = values.sum(-1)
+            if self.normalizer == "sequence-then-examples":
+                assert self.mask is not None
+                values = values / self.mask.sum(-1).clamp(min=1)
+        return self.weight * values.sum()
+
+    def count(self) -> Tensor:
+        """This batch's share of the divisor: add it over micro-batches and ranks, then divide `sum` by it."""
+        import torch
+
+        if self.normalizer == "tokens":
+            return torch.ones_like(self.values).sum() if self.mask is None else self.mask.sum()
+        rows = self.values.new_tensor(float(self.values.shape[0]))
+        return rows if isinstance(self.normalizer, str) else rows * self.normalizer
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Named terms, running state to keep, and figures to log (each (rows,), averaged over rows)."""
+
+    terms: dict[str, Term]
+    state: dict[str, Tensor] = field(default_factory=dict)
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+    def total(self) -> Tensor:
+        """The scalar loss if this batch is the whole global batch."""
+        parts = [term.sum() / term.count().clamp(min=1e-12) for term in self.terms.values()]
+        return sum(parts[1:], start=parts[0])
+
+
+class Objective(BaseModel):
+    """Base of all objectives; fields are hyperparameters with the paper's defaults.
+
+    views: the views it needs. reads: for each view what it needs beside `VIEW.mask`, of `logprobs`,
+    `reference_logprobs`, `old_logprobs`. columns: columns without a view that rows must have.
+    Called with `VIEW.logprobs`, `VIEW.mask`, ... (rows, tokens), where logprobs[:, t] belongs to token t.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    views: ClassVar[tuple[str, ...]] = ("response",)
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """What is read of each view."""
+        return dict.fromkeys(self.views, ("logprobs",))
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any view's reference log-probs are read."""
+        return any("reference_logprobs" in names for names in self.reads.values())
+
+    def __call__(self, batch: Batch) -> Loss:
+        raise NotImplementedError
+
+    def statistics(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums over this part of the batch; the engine adds them over the step and hands them back as columns."""
+        return {}
