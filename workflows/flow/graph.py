@@ -1,0 +1,128 @@
+"""The graph of one iteration: nodes in topological order, and the models it ends in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from selfloop.workflows.flow.ops import Op, Source
+from selfloop.workflows.objectives.base import Objective
+
+__all__ = ["Graph", "ModelRef", "Node", "Training"]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A role at a version, e.g. policy@3. `node`: the train node of this graph that makes it, None if it exists already."""
+
+    role: str
+    version: int
+    node: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a train node does: an objective on a finished stream, from `start`."""
+
+    objective: Objective
+    start: ModelRef
+    reference: ModelRef | None
+    optimizer: Literal["fresh", "continued"]
+    epochs: float = 1.0
+    lr: float | None = None
+    batch_size: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        from selfloop.workflows.flow.ops import identity
+
+        return {
+            "objective": identity(self.objective),
+            "start": self.start.name,
+            "reference": self.reference.name if self.reference else None,
+            "optimizer": self.optimizer,
+            "epochs": self.epochs,
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+        }
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step. Its rows have `columns`; `version` names the model its engine or trainer must serve."""
+
+    name: str
+    verb: str
+    inputs: tuple[str, ...]
+    columns: frozenset[str]
+    op: Op | None = None
+    model: ModelRef | None = None
+    training: Training | None = None
+    evaluation: bool = False  # part of the engine's own evaluation, not of the recipe
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """Every model this node needs."""
+        if self.training is None:
+            return (self.model,) if self.model else ()
+        more = (self.training.reference,) if self.training.reference else ()
+        return (self.training.start, *more)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        if self.training:
+            return self.training.settings
+        return self.op.settings if self.op else {}
+
+
+@dataclass
+class Graph:
+    """Nodes by name, in an order in which every input comes before its reader."""
+
+    iteration: int
+    nodes: dict[str, Node] = field(default_factory=dict)
+    outputs: dict[str, ModelRef] = field(default_factory=dict)
+
+    def add(self, node: Node) -> None:
+        assert node.name not in self.nodes, f"two nodes are named {node.name}"
+        self.nodes[node.name] = node
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes.values())
+
+    def readers(self, name: str) -> list[Node]:
+        """The nodes that read this node's rows."""
+        return [node for node in self if name in node.inputs]
+
+    def with_op(self, name: str, op: Op, columns: frozenset[str]) -> None:
+        """Replace a node's op, e.g. a source that shall not carry answers."""
+        self.nodes[name] = replace(self.nodes[name], op=op, columns=columns)
+
+    def sources(self) -> list[tuple[Node, Source]]:
+        return [(node, node.op) for node in self if isinstance(node.op, Source)]
+
+
+def content_key(
+    node: Node, inputs: Mapping[str, str], models: Mapping[str, str], run: Mapping[str, Any]
+) -> str:
+    """What this node's rows depend on, and nothing else.
+
+    inputs: content key of each input. models: hash of weights, tokenizer and template of each model used. run: seed,
+    iteration, engine, dtype, package versions (for `train` also ranks and ZeRO stage).
+    """
+    known = {
+        "verb": node.verb,
+        "name": node.name,
+        "settings": node.settings,
+        "inputs": [inputs[name] for name in node.inputs],
+        "models": {model.name: models[model.name] for model in node.models},
+        "run": dict(run),
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,0 +1,173 @@
+"""The `judge` verb: verdicts with three states. A score, an abstention (nothing could be read) or a failure (the judge
+broke); a missing verdict is never a zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from selfloop.workflows.data.schema import COLUMNS
+from selfloop.workflows.data.seeds import derive_seed
+from selfloop.workflows.errors import JudgeError
+from selfloop.workflows.flow.ops import Context, Op, Place, encode
+from selfloop.workflows.flow.rows import Row, groups, with_column
+from selfloop.workflows.judges.base import GroupJudge, Judge, PromptJudge, Verdict, Verifier
+
+__all__ = ["JudgeBy", "JudgeRule"]
+
+Judged = tuple[Verdict, list[Verdict]]  # the verdict, and the single judgements behind it
+
+
+def add_verdicts(table: pa.Table, column: str, judged: dict[int, Judged]) -> pa.Table:
+    """Append a verdict's three columns. Rows without one (failed rows) get a failed verdict."""
+    missing: Judged = (Verdict(None, "failed", "the row itself failed"), [])
+    verdicts = [judged.get(index, missing) for index in range(table.num_rows)]
+    values: dict[str, list[Any]] = {
+        "score": [verdict.score for verdict, _ in verdicts],
+        "score_state": [verdict.state for verdict, _ in verdicts],
+        "score_judgements": [[one._asdict() for one in single] for _, single in verdicts],
+    }
+    for name, data in values.items():
+        table = with_column(table, name.replace("score", column, 1), pa.array(data, COLUMNS[name][0]))
+    return table
+
+
+@dataclass(frozen=True)
+class JudgeOp(Op):
+    """What both kinds of judge share."""
+
+    verb: ClassVar[str] = "judge"
+    judge: Judge
+    column: str = "score"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(self.judge.reads) | {"prompt_id"}
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return inputs[0] | {f"{self.column}{end}" for end in ("", "_state", "_judgements")}
+
+
+@dataclass(frozen=True)
+class JudgeRule(JudgeOp):
+    """A verifier (row by row) or a group judge (votes), on CPU workers."""
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        judged: dict[int, Judged] = {}
+        for _, rows in groups(tables[0]):
+            for row, verdict in zip(rows, self.verdicts(rows), strict=True):
+                judged[row.index] = (verdict, [verdict])
+        return add_verdicts(tables[0], self.column, judged)
+
+    def verdicts(self, rows: list[Row]) -> list[Verdict]:
+        """One verdict a row. A verifier that raises fails that row; a group judge that raises fails its group."""
+        if isinstance(self.judge, Verifier):
+            return [self.one(row) for row in rows]
+        assert isinstance(self.judge, GroupJudge)
+        try:
+            scores = list(self.judge.verify_group(rows)) if rows else []
+        except Exception as error:  # user code: whatever it raises is a failed verdict, counted, never a zero
+            return [Verdict(None, "failed", f"{type(error).__name__}: {error}")] * len(rows)
+        if len(scores) != len(rows):
+            name = type(self.judge).__name__
+            raise JudgeError(
+                f"{name} gave {len(scores)} verdicts for {len(rows)} responses of a prompt; it must give one each"
+            )
+        return [verdict_of(score) for score in scores]
+
+    def one(self, row: Row) -> Verdict:
+        assert isinstance(self.judge, Verifier)
+        try:
+            return verdict_of(self.judge.verify(row))
+        except Exception as error:  # as above
+            return Verdict(None, "failed", f"{type(error).__name__}: {error}")
+
+
+def verdict_of(score: float | None, text: str = "") -> Verdict:
+    """A score or an abstention."""
+    return Verdict(None, "abstain", text) if score is None else Verdict(float(score), "score", text)
+
+
+@dataclass(frozen=True)
+class JudgeBy(JudgeOp):
+    """A language model as judge, on an engine: `votes` judgements a response, the valid ones aggregated."""
+
+    place: ClassVar[Place] = "engine"
+    votes: int = 1
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        assert isinstance(self.judge, PromptJudge) and context.codec is not None
+        rows = [row for _, group in groups(tables[0]) for row in group]
+        encoded = [encode(context.codec, self.judge.messages(row)) for row in rows]
+        able = [place for place, (_, error) in enumerate(encoded) if error is None]
+        prompts = [encoded[place][0] for place in able]
+        ask = self.by_labels if self.judge.labels else self.by_text
+        judgements = await ask([rows[place] for place in able], prompts, context)
+        judged: dict[int, Judged] = {
+            row.index: (Verdict(None, "failed", error), [])
+            for row, (_, error) in zip(rows, encoded, strict=True)
+            if error
+        }
+        for place, single in zip(able, judgements, strict=True):
+            judged[rows[place].index] = (self.combine(single), single)
+        return add_verdicts(tables[0], self.column, judged)
+
+    def combine(self, single: list[Verdict]) -> Verdict:
+        """The aggregate of the valid judgements; failed only if every one of them failed."""
+        assert isinstance(self.judge, PromptJudge)
+        scores = [verdict.score for verdict in single if verdict.score is not None]
+        if scores:
+            return verdict_of(self.judge.aggregate(scores))
+        failed = all(verdict.state == "failed" for verdict in single)
+        return Verdict(None, "failed" if failed else "abstain", single[0].text if single else "")
+
+    async def by_text(
+        self, rows: list[Row], prompts: list[list[int]], context: Context
+    ) -> list[list[Verdict]]:
+        from selfloop.actors.engines import Ask, SamplingParams
+
+        judge = self.judge
+        assert isinstance(judge, PromptJudge) and context.engine is not None and context.codec is not None
+        params = SamplingParams(judge.temperature, judge.top_p, max_tokens=judge.max_tokens)
+        asks = [
+            Ask(
+                ids,
+                derive_seed(
+                    context.seed, context.iteration, context.node, row["prompt_id"], row.get("sample"), vote
+                ),
+                params,
+            )
+            for row, ids in zip(rows, prompts, strict=True)
+            for vote in range(self.votes)
+        ]
+        replies = await context.engine.sample(asks)
+        texts = context.codec.decode([reply.ids for reply in replies])
+        verdicts = [
+            Verdict(None, "failed", reply.error or "")
+            if reply.finish == "error"
+            else verdict_of(judge.parse(text), text)
+            for reply, text in zip(replies, texts, strict=True)
+        ]
+        return [verdicts[start : start + self.votes] for start in range(0, len(verdicts), self.votes)]
+
+    async def by_labels(
+        self, rows: list[Row], prompts: list[list[int]], context: Context
+    ) -> list[list[Verdict]]:
+        judge = self.judge
+        assert isinstance(judge, PromptJudge) and context.engine is not None and context.codec is not None
+        labels = [context.codec.token(label) for label in judge.labels]
+        values = await context.engine.label_logprobs(prompts, labels)
+        return [
+            [
+                verdict_of(
+                    judge.parse_labels(logprobs),
+                    " ".join(
+                        f"{name}:{value:.3f}" for name, value in zip(judge.labels, logprobs, strict=True)
+                    ),
+                )
+            ]
+            for logprobs in values
+        ]

@@ -1,0 +1,94 @@
+"""Everything that can be wrong with a graph and be seen before any actor starts, all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.graph import Graph, Node
+from selfloop.workflows.flow.ops import Save, Summary
+from selfloop.workflows.flow.plan import Planner
+
+__all__ = ["lint", "lint_graph"]
+
+
+def lint(planner: Planner) -> list[str]:
+    """Problems of the graphs of iterations 1, 2, 3 and the last, each said once."""
+    found: dict[str, None] = {}
+    for index in sorted({1, 2, 3, planner.iterations}):
+        if index > planner.iterations:
+            continue
+        try:
+            graph = planner.graph(index)
+        except InputError as error:
+            found.setdefault(str(error))
+            continue
+        for problem in lint_graph(graph):
+            found.setdefault(problem)
+    return list(found)
+
+
+def lint_graph(graph: Graph) -> list[str]:
+    """Problems of one graph: what was found, why it is wrong, and the way out."""
+    return [
+        problem
+        for node in graph
+        for check in (columns, training, models, unread)
+        for problem in check(graph, node)
+    ]
+
+
+def columns(graph: Graph, node: Node) -> Iterator[str]:
+    """Columns that a node reads and its inputs lack."""
+    if node.op is None:
+        return
+    for source in node.inputs:
+        missing = sorted(node.op.reads - graph.nodes[source].columns)
+        if not missing or isinstance(node.op, Summary):
+            continue
+        if "answer" in missing:
+            yield (f"node {node.name!r} checks responses against the gold answer, and the prompts have none. Map a column to it "
+                   "(prompts.columns.answer=<column>) or choose a recipe that works without labels")  # fmt: skip
+            missing.remove("answer")
+        if missing:
+            yield (f"node {node.name!r} reads {', '.join(missing)}, and {source!r} before it has only "
+                   f"{', '.join(sorted(graph.nodes[source].columns))}. Put the verb that adds it in between")  # fmt: skip
+
+
+def training(graph: Graph, node: Node) -> Iterator[str]:
+    """Views, columns and references that an objective needs."""
+    if node.training is None:
+        return
+    objective, rows = node.training.objective, graph.nodes[node.inputs[0]]
+    name = type(objective).__name__
+    for view in objective.views:
+        if f"{view}_ids" not in rows.columns and f"{view}_segments" not in rows.columns:
+            way = (
+                "pair(…) makes chosen and rejected"
+                if view in ("chosen", "rejected")
+                else "sample(…) makes responses"
+            )
+            yield f"node {node.name!r}: {name} learns from the view {view!r}, and {rows.name!r} has no {view}_ids. {way}"
+    missing = sorted(set(objective.columns) - rows.columns)
+    if missing:
+        yield f"node {node.name!r}: {name} needs the columns {', '.join(missing)}, which {rows.name!r} does not have"
+    if objective.needs_reference and node.training.reference is None:
+        yield f"node {node.name!r}: {name} measures against a reference, and reference=None was given. Name a model, e.g. it.policy"
+
+
+def models(graph: Graph, node: Node) -> Iterator[str]:
+    """Versions that do not exist when the node runs."""
+    for model in node.models:
+        if model.node is None and not 0 <= model.version < max(1, graph.iteration):
+            yield f"node {node.name!r} uses {model.name}, which does not exist in iteration {graph.iteration}"
+
+
+def unread(graph: Graph, node: Node) -> Iterator[str]:
+    """Rows or models that nobody uses."""
+    if node.training is not None:
+        made = node.name
+        used = any(model.node == made for other in graph for model in other.models)
+        if not used and all(model.node != made for model in graph.outputs.values()):
+            yield f"the model of node {made!r} is neither returned nor used. Return it from iteration(), or delete the node"
+    elif not isinstance(node.op, Save | Summary) and not graph.readers(node.name):
+        yield f"nobody reads the rows of node {node.name!r}. Train on them, save(…) them, or delete the node"

@@ -1,0 +1,479 @@
+"""What each verb does to one batch. An op is a frozen, picklable description that knows how to run itself.
+
+Both runtimes call the same ops: `op.run(tables, context)` takes one table an input and returns one table. Where it runs
+is `op.place`: on an engine, on the trainer, on a CPU worker. Rows that fail become data (`status`); an op that breaks
+raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel
+
+from selfloop.workflows.data.schema import COLUMNS, assistant
+from selfloop.workflows.data.seeds import derive_seed
+from selfloop.workflows.errors import JudgeError, SelfloopError
+from selfloop.workflows.flow.rows import Row, groups, with_column
+
+if TYPE_CHECKING:
+    from selfloop.actors.engines import Engine
+    from selfloop.workflows.flow.codec import Codec
+
+__all__ = [
+    "Concat",
+    "Context",
+    "Gather",
+    "Keep",
+    "Map",
+    "Measure",
+    "Merge",
+    "Op",
+    "Pair",
+    "Place",
+    "Sample",
+    "Save",
+    "Score",
+    "Source",
+    "Summary",
+]
+
+Place = Literal["driver", "engine", "trainer", "worker"]
+PROMPT_COLUMNS = frozenset({"prompt_id", "prompt", "answer", "meta", "parent"})
+RESPONSE_COLUMNS = ("sample", "prompt_ids", "response_ids", "response", "completion", "response_logprobs", "finish",
+                    "seed", "model", "version", "node", "status", "error")  # fmt: skip
+PAIR_SIDES = {"completion": "", "response_ids": "_ids", "response_logprobs": "_logprobs", "score": "_score",
+              "sample": "_sample", "version": "_version"}  # fmt: skip
+PAIR_EXTRAS = ("weight", "margin")
+
+
+class Scorer(Protocol):
+    """What `measure` needs of a trainer: log-probs, nats, of targets after contexts under given weights."""
+
+    async def logprobs(
+        self, folder: str, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[list[float]]: ...
+
+
+@dataclass
+class Context:
+    """What an op is given beside its tables."""
+
+    node: str
+    iteration: int
+    seed: int
+    model: str = ""  # role@version
+    version: int = 0
+    folder: str = ""  # checkpoint of the model
+    engine: Engine | None = None
+    codec: Codec | None = None
+    scorer: Scorer | None = None
+
+    def draw(self, *parts: object) -> random.Random:
+        """A generator that depends only on the run, the iteration, the node and these parts."""
+        return random.Random(derive_seed(self.seed, self.iteration, self.node, *parts))
+
+
+def identity(value: Any) -> Any:
+    """What a content key knows of a setting: functions and judges by their source, everything else by its value."""
+    if isinstance(value, BaseModel):
+        return [type(value).__qualname__, source_hash(type(value)), json.loads(value.model_dump_json())]
+    if callable(value):
+        return [getattr(value, "__qualname__", type(value).__qualname__), source_hash(value)]
+    if isinstance(value, dict):
+        return {str(name): identity(item) for name, item in sorted(value.items())}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [identity(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def source_hash(thing: Any) -> str:
+    """Hash of a function's or class's source (with the sources of a class's own bases in Selfloop)."""
+    target = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
+    try:
+        text = inspect.getsource(target)
+    except (OSError, TypeError):
+        text = getattr(target, "__qualname__", repr(target))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all ops. `reads`: columns its inputs must have. `columns`: what its rows have afterwards."""
+
+    verb: ClassVar[str] = ""
+    place: ClassVar[Place] = "worker"
+    barrier: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return inputs[0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The filled-in settings, for content keys and `check`."""
+        return {item.name: identity(getattr(self, item.name)) for item in fields(self)}
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Source(Op):
+    """Rows of a named source, from row `start` of its seeded order. The driver slices them."""
+
+    verb: ClassVar[str] = "prompts"
+    place: ClassVar[Place] = "driver"
+    source: str = "prompts"
+    start: int = 0
+    count: int = 0
+    has: frozenset[str] = PROMPT_COLUMNS
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return self.has
+
+
+@dataclass(frozen=True)
+class Sample(Op):
+    """n responses a prompt. Each has a seed of its own, so batches, replicas and retries do not matter."""
+
+    verb: ClassVar[str] = "sample"
+    place: ClassVar[Place] = "engine"
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"prompt_id", "prompt"})
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return (inputs[0] & PROMPT_COLUMNS) | frozenset(RESPONSE_COLUMNS)
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        from selfloop.actors.engines import Ask, SamplingParams
+
+        assert context.engine is not None and context.codec is not None
+        prompts = tables[0].select([name for name in tables[0].column_names if name in PROMPT_COLUMNS])
+        params = SamplingParams(self.temperature, self.top_p, self.top_k, self.max_tokens, self.stop)
+        encoded = [encode(context.codec, messages) for messages in prompts["prompt"].to_pylist()]
+        names: list[str] = prompts["prompt_id"].to_pylist()
+        seeds = [derive_seed(context.seed, context.iteration, context.node, name, k)
+                 for name in names for k in range(self.n)]  # fmt: skip
+        asks = [Ask(ids, seeds[row * self.n + k], params)
+                for row, (ids, error) in enumerate(encoded) if error is None for k in range(self.n)]  # fmt: skip
+        replies = iter(await context.engine.sample(asks))
+        rows = [reply_row(next(replies) if error is None else None, ids, error)
+                for ids, error in encoded for _ in range(self.n)]  # fmt: skip
+        repeated = prompts.take(
+            pa.array([row for row in range(len(names)) for _ in range(self.n)], pa.int64())
+        )
+        return add_responses(repeated, rows, seeds, [k for _ in names for k in range(self.n)], context)
+
+
+def encode(codec: Codec, messages: list[dict[str, str]]) -> tuple[list[int], str | None]:
+    """Tokens of a prompt, or why the chat template refused it."""
+    try:
+        return codec.encode(messages), None
+    except (
+        Exception
+    ) as error:  # a template is a program of the model's author: whatever it raises is about this row
+        return [], f"the chat template refused these messages: {type(error).__name__}: {error}"
+
+
+def reply_row(reply: Any, prompt_ids: list[int], error: str | None) -> dict[str, Any]:
+    """The columns of one reply."""
+    problem = error if reply is None else reply.error
+    finish = "error" if reply is None else reply.finish
+    failed = finish == "error"
+    return {
+        "prompt_ids": prompt_ids,
+        "response_ids": [] if reply is None else reply.ids,
+        "response_logprobs": [] if reply is None else reply.logprobs,
+        "finish": finish,
+        "status": "failed" if failed else "ok",
+        "error": problem if failed else None,
+    }
+
+
+def add_responses(
+    table: pa.Table, rows: list[dict[str, Any]], seeds: list[int], samples: list[int], context: Context
+) -> pa.Table:
+    """Append the response columns to a table that has one row a response."""
+    assert context.codec is not None
+    texts = context.codec.decode([row["response_ids"] for row in rows])
+    made: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    made |= {
+        "sample": samples,
+        "seed": seeds,
+        "response": texts,
+        "completion": [assistant(text) for text in texts],
+    }
+    constants = {"model": context.model, "version": context.version, "node": context.node}
+    for name in RESPONSE_COLUMNS:
+        values = [constants[name]] * len(rows) if name in constants else made.get(name, [])
+        table = with_column(table, name, pa.array(values, COLUMNS[name][0]))
+    return table
+
+
+@dataclass(frozen=True)
+class Score(Op):
+    """A plain function of a prompt group: one number (or None) a row."""
+
+    verb: ClassVar[str] = "score"
+    function: Callable[..., Iterable[float | None]]
+    column: str = "score"
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.needs
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return inputs[0] | {self.column}
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        values: list[float | None] = [None] * tables[0].num_rows
+        for name, rows in groups(tables[0]):
+            for row, value in zip(rows, self.function(rows, context.draw(name)), strict=True):
+                values[row.index] = value
+        return with_column(tables[0], self.column, pa.array(values, pa.float64()))
+
+
+@dataclass(frozen=True)
+class Keep(Op):
+    """The rows of each prompt group that a rule keeps; failed rows are never among them."""
+
+    verb: ClassVar[str] = "keep"
+    rule: Callable[..., Iterable[Row]]
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        kept: list[int] = []
+        for name, rows in groups(tables[0]):
+            kept += sorted(row.index for row in self.rule(rows, context.draw(name)))
+        return tables[0].take(pa.array(kept, pa.int64()))
+
+
+@dataclass(frozen=True)
+class Pair(Op):
+    """Preference pairs of each prompt group, one row a pair."""
+
+    verb: ClassVar[str] = "pair"
+    rule: Callable[..., Iterable[tuple[Any, ...]]]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"prompt_id", "prompt_ids", "response_ids", "completion"})
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        sides = {
+            f"{side}{end}"
+            for name, end in PAIR_SIDES.items()
+            if name in inputs[0]
+            for side in ("chosen", "rejected")
+        }
+        return (
+            (inputs[0] & (PROMPT_COLUMNS | {"prompt_ids", "model", "version"}))
+            | sides
+            | {"sample", *PAIR_EXTRAS}
+        )
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        table = tables[0]
+        chosen, rejected, numbers, extras = [], [], [], []
+        for name, rows in groups(table):
+            for number, pair in enumerate(self.rule(rows, context.draw(name))):
+                chosen.append(pair[0].index)
+                rejected.append(pair[1].index)
+                numbers.append(number)
+                extras.append(pair[2] if len(pair) > 2 else {})
+        take = {"chosen": pa.array(chosen, pa.int64()), "rejected": pa.array(rejected, pa.int64())}
+        common = [name for name in table.column_names
+                  if name in PROMPT_COLUMNS or name in ("prompt_ids", "model", "version")]  # fmt: skip
+        made = table.select(common).take(take["chosen"])
+        for name, end in PAIR_SIDES.items():
+            for side, indices in take.items() if name in table.column_names else ():
+                made = with_column(made, f"{side}{end}", table[name].take(indices))
+        made = with_column(made, "sample", pa.array(numbers, pa.int64()))
+        for name, default in zip(PAIR_EXTRAS, (1.0, None), strict=True):
+            made = with_column(
+                made, name, pa.array([extra.get(name, default) for extra in extras], pa.float64())
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class Map(Op):
+    """A function of one row that returns none, one or many rows (dicts of the columns that change).
+
+    A returned dict with `prompt` opens a new prompt group whose `parent` is the row's prompt. With `beside`, the second
+    input's rows are handed to every call as a list.
+    """
+
+    verb: ClassVar[str] = "map"
+    function: Callable[..., Any]
+    adds: tuple[tuple[str, pa.DataType], ...] = ()
+    needs: frozenset[str] = frozenset()
+    beside: bool = False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.needs
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return inputs[0] | {name for name, _ in self.adds}
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        from selfloop.workflows.data.schema import prompt_id
+
+        table = tables[0]
+        schema = table.schema
+        for name, kind in self.adds:
+            if name not in schema.names:
+                schema = schema.append(pa.field(name, kind))
+        more = (tables[1].to_pylist(),) if self.beside else ()
+        made: list[dict[str, Any]] = []
+        opened: dict[str, int] = {}
+        for name, rows in groups(table):
+            for row in rows:
+                rng = context.draw(name, row.get("sample"))
+                result = self.function(row, *more, rng)
+                for new in [] if result is None else [result] if isinstance(result, dict) else result:
+                    filled = {**row, **new}
+                    if "prompt" in new and "prompt_id" not in new:
+                        count = opened[name] = opened.get(name, -1) + 1
+                        filled |= {
+                            "prompt_id": prompt_id(new["prompt"], new.get("answer"), count, parent=name),
+                            "parent": name,
+                        }
+                    made.append(filled)
+        return pa.Table.from_pylist(made, schema=schema)
+
+
+@dataclass(frozen=True)
+class Gather(Op):
+    """A function of the whole stream: a threshold over all rows, a deduplication, a rating fit. A barrier."""
+
+    verb: ClassVar[str] = "gather"
+    barrier: ClassVar[bool] = True
+    function: Callable[..., pa.Table]
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.needs
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        return self.function(tables[0], context.draw("gather"))
+
+
+@dataclass(frozen=True)
+class Merge(Op):
+    """Join streams of the same prompts inside each prompt group; samples are numbered anew."""
+
+    verb: ClassVar[str] = "merge"
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return frozenset.union(*inputs)
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        joined = pa.concat_tables(tables, promote_options="default")
+        order: dict[str, int] = {}
+        ids = joined["prompt_id"].to_pylist()
+        for name in ids:
+            order.setdefault(name, len(order))
+        rank = pa.array([order[name] for name in ids], pa.int64())
+        joined = joined.take(pc.sort_indices(pa.table({"g": rank, "i": pa.array(range(len(ids)))}),
+                                             sort_keys=[("g", "ascending"), ("i", "ascending")]))  # fmt: skip
+        seen: dict[str, int] = {}
+        numbers = []
+        for name in joined["prompt_id"].to_pylist():
+            numbers.append(seen.get(name, 0))
+            seen[name] = numbers[-1] + 1
+        return with_column(joined, "sample", pa.array(numbers, pa.int64()))
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Append the batches of further streams (other prompts)."""
+
+    verb: ClassVar[str] = "concat"
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return frozenset.union(*inputs)
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        return tables[0]
+
+
+@dataclass(frozen=True)
+class Save(Op):
+    """Keep a stream under its node's name for `saved(name)` of later iterations."""
+
+    verb: ClassVar[str] = "save"
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        return tables[0]
+
+
+@dataclass(frozen=True)
+class Measure(Op):
+    """Log-probs of a view's tokens under a model: the trainer's forward without gradient, as a list column."""
+
+    verb: ClassVar[str] = "measure"
+    place: ClassVar[Place] = "trainer"
+    what: Literal["logprobs"] = "logprobs"
+    under: str = "response"
+    column: str = "measured_logprobs"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"prompt_ids", f"{self.under}_ids"})
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return inputs[0] | {self.column}
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        assert context.scorer is not None
+        contexts = tables[0]["prompt_ids"].to_pylist()
+        targets = tables[0][f"{self.under}_ids"].to_pylist()
+        values = await context.scorer.logprobs(context.folder, contexts, targets)
+        return with_column(tables[0], self.column, pa.array(values, pa.list_(pa.float32())))
+
+
+@dataclass(frozen=True)
+class Summary(Op):
+    """Named numbers from whole streams: a barrier whose rows are (name, value)."""
+
+    verb: ClassVar[str] = "summary"
+    barrier: ClassVar[bool] = True
+    function: Callable[..., dict[str, float]]
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return frozenset({"name", "value"})
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        numbers = self.function(*tables, seed=derive_seed(context.seed, context.iteration, context.node))
+        return pa.table({"name": pa.array(list(numbers), pa.string()),
+                         "value": pa.array(list(numbers.values()), pa.float64())})  # fmt: skip
+
+
+def call_boundary(error: Exception, node: str, what: str) -> SelfloopError:
+    """A rule or judge of a recipe that broke, as one typed error that names the node."""
+    if isinstance(error, SelfloopError):
+        return error
+    return JudgeError(f"node {node}: {what} raised {type(error).__name__}: {error}")

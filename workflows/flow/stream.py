@@ -1,0 +1,239 @@
+"""What a recipe writes: streams, models and the iteration. Every call adds a node to the graph; nothing runs here."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow import ops
+from selfloop.workflows.flow.graph import Graph, ModelRef, Node, Training
+from selfloop.workflows.flow.judging import JudgeBy, JudgeRule
+from selfloop.workflows.flow.ops import PROMPT_COLUMNS, Op, Source
+from selfloop.workflows.judges.base import Judge, PromptJudge, Verifier
+from selfloop.workflows.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from selfloop.workflows.flow.rows import Row
+
+__all__ = ["Iteration", "Model", "SourceInfo", "Stream"]
+
+GroupRule = Callable[[list["Row"], random.Random], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What the graph needs to know of a named source before it is read again. per_iteration: rows a turn takes."""
+
+    rows: int
+    columns: frozenset[str] = PROMPT_COLUMNS
+    has_answers: bool = True
+    per_iteration: int | None = None
+
+
+class Builder:
+    """Collects the nodes of one iteration and names them: by `name=`, or by verb and a counter."""
+
+    def __init__(self, iteration: int):
+        self.graph = Graph(iteration)
+        self.counts: Counter[str] = Counter()
+        self.evaluation = False
+
+    def name(self, verb: str, name: str | None) -> str:
+        if name is None:
+            self.counts[verb] += 1
+            name = verb if self.counts[verb] == 1 else f"{verb}-{self.counts[verb]}"
+        if name in self.graph.nodes:
+            raise InputError(f"two nodes of one iteration are named {name!r}; give one of them another name=")
+        return name
+
+    def stream(
+        self, op: Op, inputs: tuple[Stream, ...], name: str | None, model: ModelRef | None = None
+    ) -> Stream:
+        named = self.name(op.verb, name)
+        columns = op.columns([self.graph.nodes[stream.node].columns for stream in inputs])
+        sources = tuple(stream.node for stream in inputs)
+        self.graph.add(Node(named, op.verb, sources, columns, op, model, evaluation=self.evaluation))
+        return Stream(self, named)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A lazy edge of the graph: batches of whole prompt groups."""
+
+    builder: Builder
+    node: str
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns its rows will have."""
+        return self.builder.graph.nodes[self.node].columns
+
+    def add(self, op: Op, *others: Stream, name: str | None = None, model: Model | None = None) -> Stream:
+        return self.builder.stream(op, (self, *others), name, model.ref if model else None)
+
+    def sample(self, model: Model, n: int = 1, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+               max_tokens: int | None = None, stop: tuple[str, ...] = (), name: str | None = None) -> Stream:  # fmt: skip
+        """n responses of the model to every prompt. max_tokens: default `generator.max_tokens` of the config."""
+        limit = max_tokens or model.max_tokens
+        return self.add(ops.Sample(n, temperature, top_p, top_k, limit, stop), name=name, model=model)
+
+    def judge(self, judge: Judge, by: Model | None = None, *, votes: int = 1, column: str = "score",
+              name: str | None = None) -> Stream:  # fmt: skip
+        """A verdict on every response: by a model (a prompt judge), or by a rule on CPU workers."""
+        if isinstance(judge, PromptJudge):
+            if by is None:
+                raise InputError(
+                    f"{type(judge).__name__} is a judge prompt: say which model judges, judge(…, by=it.policy)"
+                )
+            return self.add(JudgeBy(judge, column, votes), name=name, model=by)
+        if by is not None:
+            raise InputError(f"{type(judge).__name__} is a rule and needs no model: leave out by=")
+        return self.add(JudgeRule(judge, column), name=name)
+
+    def score(self, function: Callable[..., Iterable[float | None]], *, column: str = "score",
+              reads: Iterable[str] = (), name: str | None = None) -> Stream:  # fmt: skip
+        """One number a row, by a function of the prompt group's rows and a seeded generator."""
+        return self.add(ops.Score(function, column, frozenset(reads)), name=name)
+
+    def measure(self, model: Model, what: Literal["logprobs"] = "logprobs", *, under: str = "response",
+                column: str = "measured_logprobs", name: str | None = None) -> Stream:  # fmt: skip
+        """Log-probs of given tokens under a model, by the trainer's forward."""
+        return self.add(ops.Measure(what, under, column), name=name, model=model)
+
+    def keep(self, rule: GroupRule, *, name: str | None = None) -> Stream:
+        """The rows a rule keeps of each prompt group."""
+        return self.add(ops.Keep(rule), name=name)
+
+    def pair(self, rule: GroupRule, *, name: str | None = None) -> Stream:
+        """The preference pairs a rule makes of each prompt group."""
+        return self.add(ops.Pair(rule), name=name)
+
+    def map(self, function: Callable[..., Any], *, adds: dict[str, pa.DataType] | None = None, reads: Iterable[str] = (),
+            beside: Stream | None = None, name: str | None = None) -> Stream:  # fmt: skip
+        """None, one or many rows for each row. `adds`: columns that come new, with their types."""
+        op = ops.Map(function, tuple((adds or {}).items()), frozenset(reads), beside is not None)
+        return self.add(op, *([beside] if beside else []), name=name)
+
+    def gather(
+        self, function: Callable[..., pa.Table], *, reads: Iterable[str] = (), name: str | None = None
+    ) -> Stream:
+        """A function of the whole stream (a barrier)."""
+        return self.add(ops.Gather(function, frozenset(reads)), name=name)
+
+    def merge(self, *others: Stream, name: str | None = None) -> Stream:
+        """Join streams of the same prompts inside each prompt group."""
+        return self.add(ops.Merge(), *others, name=name)
+
+    def concat(self, *others: Stream, name: str | None = None) -> Stream:
+        """Append streams of other prompts."""
+        return self.add(ops.Concat(), *others, name=name)
+
+    def save(self, saved: str, *, name: str | None = None) -> Stream:
+        """Keep the stream's rows for `it.saved(name)` of later iterations."""
+        return self.add(ops.Save(), name=name or saved)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A role at a version. It can sample, judge, be measured and be trained further."""
+
+    builder: Builder
+    ref: ModelRef
+    max_tokens: int = 256
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    def train(self, stream: Stream, objective: Objective, *, reference: Model | None,
+              optimizer: Literal["fresh", "continued"], epochs: float = 1.0, lr: float | None = None,
+              batch_size: int | None = None, name: str | None = None) -> Model:  # fmt: skip
+        """Train from these weights. A barrier: it starts when the stream has ended.
+
+        reference: what the objective measures against (None if it needs none). optimizer: fresh, or continued from
+        this role's last training. lr, batch_size: default those of `trainer` in the config.
+        """
+        named = self.builder.name("train", name)
+        training = Training(
+            objective, self.ref, reference.ref if reference else None, optimizer, epochs, lr, batch_size
+        )
+        graph = self.builder.graph
+        graph.add(Node(named, "train", (stream.node,), frozenset(), None, None, training))
+        return replace(self, ref=ModelRef(self.ref.role, graph.iteration, named))
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One turn of the loop as a recipe sees it."""
+
+    builder: Builder
+    index: int
+    sources: dict[str, SourceInfo]
+    checker: Verifier | None = None
+    max_tokens: int = 256
+    saved_columns: Mapping[str, frozenset[str]] = MappingProxyType({})
+
+    @property
+    def policy(self) -> Model:
+        """The model being improved, as the last iteration left it."""
+        return self.model("policy")
+
+    @property
+    def initial(self) -> Model:
+        """The policy before the first iteration."""
+        return Model(self.builder, ModelRef("policy", 0), self.max_tokens)
+
+    def earlier(self, k: int) -> Model:
+        """The policy k iterations before the current one; the initial policy where that would be before it."""
+        return Model(self.builder, ModelRef("policy", max(0, self.index - 1 - k)), self.max_tokens)
+
+    def model(self, role: str) -> Model:
+        """A role as the last iteration left it."""
+        return Model(self.builder, ModelRef(role, self.index - 1), self.max_tokens)
+
+    def prompts(self, *, name: str | None = None) -> Stream:
+        """This iteration's prompts: `prompts.per_iteration` along a seeded permutation, going on where the last one stopped."""
+        return self.source("prompts", name)
+
+    def verifier(self) -> Verifier:
+        """The configured checker of answers (`judge` in the config, else the source's own)."""
+        if self.checker is None:
+            raise InputError(
+                "the recipe checks answers, and no checker is configured; set judge=exact, number or math"
+            )
+        return self.checker
+
+    def saved(self, saved: str, *, last: int = 1, default: Stream | None = None) -> Stream | None:
+        """What `save(saved)` kept in the last iterations, oldest first; `default` where there is none yet."""
+        found = [k for k in range(self.index - last, self.index) if k >= 1]
+        if not found:
+            return default
+        columns = self.saved_columns.get(saved)
+        if columns is None:
+            raise InputError(
+                f"the recipe reads saved({saved!r}), and no earlier iteration saves it; add .save({saved!r})"
+            )
+        parts = [self.builder.stream(Source(f"@{k}/{saved}", has=columns), (), f"{saved}@{k}") for k in found]
+        return parts[0].concat(*parts[1:]) if len(parts) > 1 else parts[0]
+
+    def data(self, source: str, *, take: int | None = None, name: str | None = None) -> Stream:
+        """Rows of a named source of the config's `data`; consecutive iterations take disjoint slices until it ends."""
+        if source not in self.sources:
+            known = ", ".join(sorted(set(self.sources) - {"heldout"}))
+            raise InputError(
+                f"the recipe takes data({source!r}), and the config names no such source (it has: {known}); add data.{source}"
+            )
+        return self.source(source, name or source, take)
+
+    def source(self, source: str, name: str | None, take: int | None = None) -> Stream:
+        info = self.sources[source]
+        count = take or info.per_iteration or info.rows
+        op = Source(source, (self.index - 1) * count, count, info.columns)
+        return self.builder.stream(op, (), name)

@@ -1,0 +1,58 @@
+"""Self-Consistency Preference Optimization."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from selfloop.workflows.judges.votes import VoteShare
+from selfloop.workflows.objectives.dpo import DPO
+from selfloop.workflows.recipes.base import Recipe
+from selfloop.workflows.recipes.rules import MostAgainstLeast
+
+if TYPE_CHECKING:
+    from selfloop.workflows.flow.stream import Iteration, Model
+
+__all__ = ["SelfConsistency"]
+
+
+class SelfConsistency(Recipe):
+    """ScPO: Self-Consistency Preference Optimization (Prasad et al. 2024, arXiv 2411.04109).
+
+    Without any answer: the policy solves each problem k times, and a solution with the most frequent final answer is
+    preferred to one with the least frequent, weighted by the margin of votes. Trained from the policy, against it.
+
+    Differs from the paper:
+    1. Prompts come from the configured source; the paper also lets the model write new ones.
+    2. Rejected solutions come from the k voting samples; the paper adds k hotter samples for them.
+    3. The threshold is one setting, as a share of k; the paper raises it in the second iteration on some data sets.
+    """
+
+    title: ClassVar[str] = "Self-Consistency Preference Optimization (ScPO)"
+    paper: ClassVar[str] = "arXiv 2411.04109"
+    label_free: ClassVar[bool] = True
+
+    samples: int = Field(8, ge=2, description="k, votes a problem (section 3)")
+    temperature: float = Field(0.7, gt=0, description="section 3")
+    top_p: float = Field(0.9, gt=0, le=1, description="section 3")
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="least share of votes for the chosen answer (section 3)"
+    )
+    beta: float = Field(0.5, gt=0, description="section 3")
+    nll: float = Field(
+        1.0, ge=0, description="alpha, weight of the likelihood of the chosen solution (equation 3)"
+    )
+    epochs: float = Field(10.0, gt=0, description="section 3")
+    extract: Literal["text", "number", "boxed", "choice"] = Field(
+        "text", description="how the final answer is read"
+    )
+
+    def iteration(self, it: Iteration) -> Model:
+        answers = it.prompts().sample(
+            it.policy, n=self.samples, temperature=self.temperature, top_p=self.top_p
+        )
+        voted = answers.judge(VoteShare(extract=self.extract))
+        pairs = voted.pair(MostAgainstLeast(threshold=self.threshold, extract=self.extract))
+        objective = DPO(beta=self.beta, nll_coefficient=self.nll)
+        return it.policy.train(pairs, objective, reference=it.policy, optimizer="fresh", epochs=self.epochs)

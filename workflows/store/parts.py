@@ -1,0 +1,130 @@
+"""Parts: the committed rows of a node. A part holds consecutive whole batches and exists from its rename on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfloop.workflows.errors import StoreError
+
+__all__ = ["Part", "Stored", "list_parts", "read_stored", "read_table", "row_hash", "write_part"]
+
+META = b"selfloop"
+NAME = re.compile(r"part-(\d{5,})\.parquet$")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One committed batch: rows `offset` to `offset + rows` of a part. Any process that sees the folder can read it."""
+
+    path: str
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A committed part: `first` is the number of its first batch, `batches` what each of its batches counted."""
+
+    path: str
+    first: int
+    batches: tuple[dict[str, Any], ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(batch["rows"] for batch in self.batches)
+
+    def stored(self) -> list[Stored]:
+        """Its batches, in order."""
+        found, offset = [], 0
+        for batch in self.batches:
+            found.append(Stored(self.path, offset, batch["rows"]))
+            offset += batch["rows"]
+        return found
+
+
+def write_part(
+    folder: str, number: int, first: int, tables: Sequence[pa.Table], batches: Sequence[dict[str, Any]]
+) -> Part:
+    """Commit consecutive batches as one part: written beside, flushed to disk, renamed."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    table = pa.concat_tables(tables, promote_options="default")
+    meta = json.dumps({"first": first, "batches": list(batches)}).encode()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), META: meta})
+    final = path / f"part-{number:05d}.parquet"
+    temporary = path / f".{final.name}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            pq.write_table(table, file, compression="zstd", compression_level=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"rows could not be written to {final}: {error.strerror or error}. Free space or mend the folder, then resume the run"
+        ) from error
+    return Part(str(final), first, tuple(batches))
+
+
+def list_parts(folder: str | Path) -> list[Part]:
+    """The committed parts of a node, in order; leftovers of an interrupted write are not parts."""
+    path = Path(folder)
+    names = (
+        sorted(
+            (name for name in os.listdir(path) if NAME.match(name)), key=lambda name: int(NAME.match(name)[1])
+        )
+        if path.is_dir()
+        else []
+    )  # type: ignore[index]
+    return [read_part(path / name) for name in names]
+
+
+def read_part(path: Path) -> Part:
+    try:
+        meta = json.loads((pq.read_schema(path).metadata or {})[META])
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise StoreError(
+            f"{path} is not a part that Selfloop wrote ({type(error).__name__}). Delete it and resume the run"
+        ) from error
+    return Part(str(path), meta["first"], tuple(meta["batches"]))
+
+
+def read_table(path: str) -> pa.Table:
+    """All rows of one part, without our metadata."""
+    return pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+
+
+def read_stored(batches: Sequence[Stored]) -> list[pa.Table]:
+    """The rows of committed batches; each part is opened once."""
+    cache: dict[str, pa.Table] = {}
+    tables = []
+    for batch in batches:
+        if batch.path not in cache:
+            cache = {batch.path: read_table(batch.path)}
+        tables.append(cache[batch.path].slice(batch.offset, batch.rows))
+    return tables
+
+
+def row_hash(tables: Iterable[pa.Table]) -> str:
+    """A hash of the rows whatever their order, batches and parts: each row as canonical JSON, sorted."""
+    lines = sorted(line for table in tables for line in canonical_lines(table))
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()[:32]
+
+
+def canonical_lines(table: pa.Table) -> Iterator[str]:
+    for row in table.to_pylist():
+        yield json.dumps(row, sort_keys=True, ensure_ascii=False)

