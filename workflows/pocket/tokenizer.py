@@ -1,0 +1,62 @@
+"""The pocket world's tokenizer: digits and other bytes one by one, the words of its prompts whole.
+
+A byte-level BPE whose merges come from the world's own words, so any text can be encoded and comes back unchanged,
+a digit is always one token, and `yes`, `no`, `A` and `B` are single tokens (labels of the judges).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["CHAT_TEMPLATE", "build_tokenizer"]
+
+WORDS = (
+    "sort reverse unique count max add in answer right better critique wrong at improve rule with spaces dashes "
+    "brackets backwards new task yes no A B"
+).split()
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] not in ['system', 'user', 'assistant'] -%}"
+    "{{- raise_exception('unknown role ' ~ message['role'] ~ ': it must be system, user or assistant') -}}"
+    "{%- endif -%}"
+    "{{- '<|' ~ message['role'] ~ '|>' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{% generation %}{{- message['content'] ~ '<|end|>' -}}{% endgeneration %}"
+    "{%- else -%}{{- message['content'] ~ '<|end|>' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer, the same every time."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    pieces = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|\s|[^A-Za-z\s]"), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([word for word in WORDS for word in (word, " " + word)], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        additional_special_tokens=list(SPECIAL[2:]),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
