@@ -2,20 +2,29 @@
 
 An objective declares the views it needs and what it reads of each. The trainer makes one forward a view and calls
 the objective with a batch of columns. It never sees a model, a tokenizer or a device.
+
+One optimizer step over several micro-batches or ranks, in full:
+
+    sums = total of objective.statistics(part) over the parts        # only if objective.statistic_names
+    losses = [objective({**part, **sums, **state}) for part in parts]
+    loss = for each term: total of term.sum() / total of term.count(), added up
+    state = losses[0].state                                          # the same from every part
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from selfloop.workflows.objectives.columns import Domain, prepare
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batch", "Loss", "Normalizer", "Objective", "Term"]
+__all__ = ["Batch", "Loss", "Normalizer", "Objective", "Term", "by_settings"]
 
 Batch = Mapping[str, "Tensor"]
 Normalizer = Literal["examples", "tokens", "sequence-then-examples"] | float
@@ -46,10 +55,10 @@ class Term:
         if self.mask is not None:
             values = torch.where(self.mask.bool(), values * self.mask, torch.zeros_like(values))
         if values.dim() == 2:
-            values = values.sum(-1)
             if self.normalizer == "sequence-then-examples":
-                assert self.mask is not None
-                values = values / self.mask.sum(-1).clamp(min=1)
+                ones = torch.ones_like(values) if self.mask is None else self.mask
+                values = values / ones.sum(-1, keepdim=True).clamp(min=1)
+            values = values.sum(-1)
         return self.weight * values.sum()
 
     def count(self) -> Tensor:
@@ -76,18 +85,36 @@ class Loss:
         return sum(parts[1:], start=parts[0])
 
 
+class by_settings:
+    """A `columns` that depends on the fields; read on the class it is that of the default fields."""
+
+    def __init__(self, function: Callable[[Any], tuple[str, ...]]) -> None:
+        self.function = function
+
+    def __get__(self, instance: Any, owner: type[Any]) -> tuple[str, ...]:
+        return self.function(owner() if instance is None else instance)
+
+
 class Objective(BaseModel):
     """Base of all objectives; fields are hyperparameters with the paper's defaults.
 
-    views: the views it needs. reads: for each view what it needs beside `VIEW.mask`, of `logprobs`,
-    `reference_logprobs`, `old_logprobs`. columns: columns without a view that rows must have.
-    Called with `VIEW.logprobs`, `VIEW.mask`, ... (rows, tokens), where logprobs[:, t] belongs to token t.
+    views: the views it needs. reads: for each view what it needs beside `VIEW.mask`, such as `logprobs`,
+    `reference_logprobs`, `old_logprobs`. columns: columns without a view that rows must have; optional: those used
+    where rows have them. detached: views whose log-probs need no gradient. domains: what a column may hold.
+    statistic_names: keys of `statistics`; where the batch lacks them it is taken as the whole.
+
+    A subclass writes `compute(batch)` and, if it has statistics, `sums(batch)`. Both get a checked batch: keys spelled
+    `VIEW.name`, float32 or float64 throughout, zeros behind the masks.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(by_settings,))
 
     views: ClassVar[tuple[str, ...]] = ("response",)
     columns: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ("weight",)
+    detached: ClassVar[tuple[str, ...]] = ()
+    domains: ClassVar[Mapping[str, Domain]] = {}
+    statistic_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:
@@ -100,8 +127,28 @@ class Objective(BaseModel):
         return any("reference_logprobs" in names for names in self.reads.values())
 
     def __call__(self, batch: Batch) -> Loss:
-        raise NotImplementedError
+        """The loss of a batch of columns. Raises ObjectiveError naming the column and the row of bad input."""
+        import torch
+
+        checked = prepare(self, batch)
+        if any(name not in checked for name in self.statistic_names):
+            with torch.no_grad():
+                checked = {**self.sums(checked), **checked}
+        return self.compute(checked)
 
     def statistics(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over this part of the batch; the engine adds them over the step and hands them back as columns."""
+        import torch
+
+        if not self.statistic_names:
+            return {}
+        with torch.no_grad():
+            return self.sums(prepare(self, batch))
+
+    def compute(self, batch: Batch) -> Loss:
+        """The loss of a checked batch."""
+        raise NotImplementedError
+
+    def sums(self, batch: Batch) -> dict[str, Tensor]:
+        """The statistics of a checked batch."""
         return {}
