@@ -1,20 +1,48 @@
-"""The run's configuration: sparse YAML plus `key.sub=value`, refused with the nearest known key when one is unknown."""
+"""The run's configuration: sparse YAML plus `key.sub=value`, read by OmegaConf and checked by pydantic.
+
+Unknown keys are refused with the nearest known one, values out of range with the range, and all mistakes at once.
+`load_config` gives a valid `Config`; `read_config` also gives what can be checked further when something is wrong.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["Config"]
+__all__ = [
+    "Checkpoints",
+    "Config",
+    "Draft",
+    "Evaluation",
+    "Generator",
+    "Prompts",
+    "Section",
+    "Trainer",
+    "load_config",
+    "read_config",
+]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+JUDGES = ("exact", "number", "math")
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Section(BaseModel):
+    """A group of settings: frozen, and a key it does not know is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_nothing(cls, value: Any) -> Any:
+        """A group whose every line is commented out is an empty group."""
+        return {} if value is None else value
 
 
 class Prompts(Section):
-    """Where prompts come from. source: a .jsonl/.csv/.parquet file (also .gz), a Hugging Face data set name, or `pocket`."""
+    """Where prompts come from: a file (.jsonl .json .csv .parquet, also .gz), a Hugging Face data set, or `pocket`."""
 
     source: str = "pocket"
     columns: dict[str, str] = Field(
@@ -24,16 +52,27 @@ class Prompts(Section):
     heldout_source: str | None = Field(
         None, description="a source of its own for evaluation instead of a split"
     )
+    heldout_split: str | None = Field(None, description="the named split of the source that evaluation uses")
     per_iteration: int | None = Field(None, ge=1, description="prompts an iteration takes; default all")
-    split: str | None = Field(None, description="split of a Hugging Face data set")
-    system: str | None = Field(None, description="a system message put before every prompt")
+    split: str | None = Field(None, description="split of a Hugging Face data set; default train")
+    system: str | None = Field(
+        None, min_length=1, description="a system message put before prompts without one"
+    )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="for sources that make prompts, e.g. pocket: {kinds: [...], levels: [...], size: 2000}",
+        description="of the source: {answer_after: '####'}; pocket: {kinds: [...], levels: [...], size: 2000}",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_name(cls, value: Any) -> Any:
+        """`prompts: data.jsonl` is short for `prompts: {source: data.jsonl}`."""
+        return {"source": value} if isinstance(value, str) else value
 
 
 class Generator(Section):
+    """The engine that samples."""
+
     engine: Literal["vllm", "transformers", "fake"] = "vllm"
     replicas: int = Field(1, ge=1)
     gpus: float | None = Field(
@@ -53,8 +92,19 @@ class Generator(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the engine as they are")
 
+    @model_validator(mode="after")
+    def room(self) -> Generator:
+        if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
+            raise ValueError(
+                f"generator.max_tokens is {self.max_tokens} and generator.max_model_len is {self.max_model_len}: "
+                "no token is left for the prompt. Lower max_tokens or raise max_model_len"
+            )
+        return self
+
 
 class Trainer(Section):
+    """The DeepSpeed group that learns."""
+
     ranks: int = Field(1, ge=1)
     zero: int = Field(0, ge=0, le=3)
     gpus: float | None = Field(
@@ -63,7 +113,7 @@ class Trainer(Section):
     threads: int = Field(1, ge=1)
     dtype: Literal["float32", "bfloat16"] | None = None
     lr: float = Field(1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(1.0, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -74,8 +124,19 @@ class Trainer(Section):
     gradient_checkpointing: bool = False
     lora: dict[str, Any] | None = None
 
+    @model_validator(mode="after")
+    def enough_examples(self) -> Trainer:
+        if self.batch_size < self.ranks:
+            raise ValueError(
+                f"trainer.batch_size is {self.batch_size} and trainer.ranks is {self.ranks}: every rank needs an "
+                "example of each step. Raise batch_size or lower ranks"
+            )
+        return self
+
 
 class Evaluation(Section):
+    """What is measured on the held-out prompts, and how often."""
+
     every: int = Field(1, ge=1)
     samples: int = Field(4, ge=1, description="sampled responses a held-out prompt")
     temperature: float = Field(1.0, ge=0)
@@ -84,13 +145,17 @@ class Evaluation(Section):
 
 
 class Checkpoints(Section):
+    """Which checkpoints stay."""
+
     keep: int | None = Field(None, ge=1, description="how many iterations' checkpoints stay; default all")
 
 
 class Config(Section):
+    """Everything a run depends on. Only `recipe` has no default."""
+
     recipe: str
     settings: dict[str, Any] = Field(default_factory=dict, description="the recipe's own fields")
-    model: str = "pocket"
+    model: str = Field("pocket", min_length=1, description="a folder, a hub name, or pocket")
     prompts: Prompts = Prompts()
     data: dict[str, Prompts] = Field(
         default_factory=dict, description="named sources for recipes that ask for data(name)"
@@ -110,9 +175,55 @@ class Config(Section):
     max_failed_rows: float = Field(0.01, ge=0, le=1)
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    trackers: tuple[Literal["tensorboard", "ray", "wandb", "mlflow"], ...] = Field(
+        ("tensorboard", "ray"), description="where metrics go beside metrics.jsonl"
+    )
     trust_remote_code: bool = False
     probe_limit: float | None = Field(
         None,
         gt=0,
         description="largest allowed log-prob gap, nats; default 1e-3 in float32, 0.25 in bfloat16",
     )
+
+    @field_validator("judge")
+    @classmethod
+    def known_judge(cls, value: str | None) -> str | None:
+        if value is not None and value not in JUDGES and not FUNCTION.fullmatch(value):
+            raise ValueError(
+                f"judge is {value!r}, and must be {', '.join(JUDGES)}, or module:function for a checker of your own. "
+                "Leave it out for the source's own"
+            )
+        return value
+
+
+# Reading a file is in config_file.py; these names are the door.
+
+
+def load_config(name: str, overrides: list[str] | None = None) -> Config:
+    """The config of a YAML file (or of a name in `selfloop.configs`) with `key.sub=value` overrides.
+
+    Raises InputError that holds every mistake at once.
+    """
+    from selfloop.workflows.errors import InputError
+
+    draft = read_config(name, overrides)
+    if draft.problems or draft.config is None:
+        raise InputError.of(draft.problems)
+    return draft.config
+
+
+class Draft(BaseModel):
+    """A config as far as it can be read. broken: the keys whose values were wrong and are left at their defaults."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config: Config | None
+    problems: list[str]
+    broken: frozenset[str] = frozenset()
+
+
+def read_config(name: str, overrides: list[str] | None = None) -> Draft:
+    """Like `load_config`, but mistakes are returned beside what is left, so that further checks can be reported too."""
+    from selfloop.workflows.config_file import read
+
+    return read(name, overrides or [])
