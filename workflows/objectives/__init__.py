@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from selfloop.workflows.objectives.base import Batch, Loss, Normalizer, Objective, Term
 from selfloop.workflows.objectives.dpo import CREAM, DNO, DPO, IRPO, LNDPO, SPIN, RewardAugmentedDPO, ScPO
+from selfloop.workflows.objectives.policy_gradient import GRPO, PPO, SAR, ValueLoss
 from selfloop.workflows.objectives.sft import SFT
 
 __all__ = [
     "CREAM",
     "DNO",
     "DPO",
+    "GRPO",
     "IRPO",
     "LNDPO",
     "OBJECTIVES",
+    "PPO",
+    "SAR",
     "SFT",
     "SPIN",
     "Batch",
@@ -22,6 +26,7 @@ __all__ = [
     "RewardAugmentedDPO",
     "ScPO",
     "Term",
+    "ValueLoss",
 ]
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -34,4 +39,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "reward-augmented-dpo": RewardAugmentedDPO,
     "cream": CREAM,
     "dno": DNO,
+    "grpo": GRPO,
+    "sar": SAR,
+    "ppo": PPO,
+    "ppo-value": ValueLoss,
 }

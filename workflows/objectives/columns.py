@@ -83,7 +83,7 @@ def prepare(objective: Objective, batch: Mapping[str, Tensor]) -> dict[str, Tens
         mask = _mask_of(name, rows)
         if mask is not None:
             rows[name] = torch.where(mask > 0, column, torch.zeros_like(column))
-    return {**rows, **{name: given[name].to(dtype) for name in step}}
+    return {**rows, **{name: given[name].to(torch.promote_types(given[name].dtype, dtype)) for name in step}}
 
 
 def _mask_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -176,7 +177,7 @@ class CREAM(DPO):
     """
 
     columns: ClassVar[tuple[str, ...]] = ("label",)
-    domains: ClassVar[dict[str, Domain]] = {"label": "unit"}
+    domains: ClassVar[Mapping[str, Domain]] = {"label": "unit"}
 
     def target(self, batch: Batch) -> Tensor | float:
         """C."""
@@ -196,7 +197,7 @@ class DNO(DPO):
     form: Literal["practical", "exact"] = Field("practical", description="hard labels, or targets s(margin)")
 
     @by_settings
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """`margin` for the exact form."""
         return ("margin",) if self.form == "exact" else ()
 

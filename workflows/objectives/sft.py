@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -36,7 +36,7 @@ class SFT(Objective):
     tokens of a row of label 0).
     """
 
-    domains: ClassVar[dict[str, Domain]] = {"label": "binary"}
+    domains: ClassVar[Mapping[str, Domain]] = {"label": "binary"}
     optional: ClassVar[tuple[str, ...]] = ("weight", "response.unlikely")
 
     normalizer: Literal["token-mean", "sequence-mean", "sequence-sum"] = Field(
@@ -52,7 +52,7 @@ class SFT(Objective):
     )
 
     @by_settings
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """`label` where some rows are to be made unlikely."""
         return () if self.unlikelihood == "none" else ("label",)
 
