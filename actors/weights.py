@@ -7,15 +7,102 @@ and returns a receipt, a hash per tensor of what arrived; `prove` compares it wi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from selfloop.workflows.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["checksum", "prove_receipt", "tensor_hash"]
+__all__ = [
+    "Bucket",
+    "checksum",
+    "folder_tensors",
+    "pack",
+    "prove_receipt",
+    "receipt_of",
+    "tensor_hash",
+    "unpack",
+]
+
+BUCKET_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Many tensors in one block of bytes: one message of the object store, read there without a copy."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    data: np.ndarray  # (bytes,), uint8
+
+
+def pack(tensors: Iterable[tuple[str, Tensor]], limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
+    """Buckets of at most `limit` bytes (a larger tensor has one of its own), in the order of the tensors."""
+    held: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > limit:
+            yield bucket_of(held)
+            held, size = [], 0
+        held.append((name, tensor))
+        size += tensor.nbytes
+    if held:
+        yield bucket_of(held)
+
+
+def bucket_of(tensors: Sequence[tuple[str, Tensor]]) -> Bucket:
+    import torch
+
+    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for _, tensor in tensors]
+    return Bucket(
+        tuple(name for name, _ in tensors),
+        tuple(tuple(tensor.shape) for _, tensor in tensors),
+        tuple(str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors),
+        torch.cat(flat).numpy(),
+    )
+
+
+def unpack(buckets: Iterable[Bucket]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of buckets. They share the buckets' memory, which may be read-only: do not write to them."""
+    import torch
+
+    for bucket in buckets:
+        flat = torch.from_numpy(bucket.data if bucket.data.flags.writeable else bucket.data.copy())
+        offset = 0
+        for name, shape, dtype in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
+            kind = getattr(torch, dtype)
+            size = math.prod(shape) * kind.itemsize
+            piece = flat[offset : offset + size]
+            offset += size
+            aligned = piece if piece.data_ptr() % kind.itemsize == 0 else piece.clone()
+            yield name, aligned.view(kind).reshape(shape)
+
+
+def folder_tensors(folder: str, dtype: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a Hugging Face checkpoint folder (safetensors only), in serving precision."""
+    import torch
+    from safetensors import safe_open
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise WeightsError(f"{folder} has no safetensors file to load weights from")
+    tied = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get(
+        "tie_word_embeddings", False
+    )
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                if not (tied and name == "lm_head.weight"):
+                    yield name, file.get_tensor(name).to(getattr(torch, dtype))
 
 
 def tensor_hash(tensor: Tensor) -> str:

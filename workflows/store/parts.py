@@ -16,7 +16,16 @@ import pyarrow.parquet as pq
 
 from selfloop.workflows.errors import StoreError
 
-__all__ = ["Part", "Stored", "list_parts", "read_stored", "read_table", "row_hash", "write_part"]
+__all__ = [
+    "Part",
+    "Stored",
+    "list_parts",
+    "read_batches",
+    "read_stored",
+    "read_table",
+    "row_hash",
+    "write_part",
+]
 
 META = b"selfloop"
 NAME = re.compile(r"part-(\d{5,})\.parquet$")
@@ -114,6 +123,12 @@ def read_stored(batches: Sequence[Stored]) -> list[pa.Table]:
             cache = {batch.path: read_table(batch.path)}
         tables.append(cache[batch.path].slice(batch.offset, batch.rows))
     return tables
+
+
+def read_batches(batches: Sequence[pa.Table | Stored]) -> list[pa.Table]:
+    """Rows of batches, whether they came as tables or are to be read from their parts; each part is opened once."""
+    stored = iter(read_stored([one for one in batches if isinstance(one, Stored)]))
+    return [next(stored) if isinstance(one, Stored) else one for one in batches]
 
 
 def row_hash(tables: Iterable[pa.Table]) -> str:

@@ -1,0 +1,99 @@
+"""The generator: an engine behind an actor. It runs sampling and judging nodes and loads new weights."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from selfloop.actors.engines import Ask, EngineSpec, SamplingParams, make_engine
+from selfloop.actors.weights import folder_tensors, receipt_of, unpack
+from selfloop.workflows.data.schema import Message
+from selfloop.workflows.errors import WeightsError
+from selfloop.workflows.flow.codec import Codec
+from selfloop.workflows.flow.job import count_batch
+from selfloop.workflows.flow.ops import Context, Op
+from selfloop.workflows.store.parts import Stored, read_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Generator", "Probe"]
+
+Probe = list[tuple[list[int], list[int], list[float]]]
+"""(prompt tokens, sampled tokens, the engine's log-probs of them)."""
+
+
+LONG_PROBE = 288  # tokens; a block of the prefix cache holds 128 on CPU
+
+
+class Generator:
+    """One replica. `model` is the label of the weights it serves; it refuses work for any other."""
+
+    def __init__(self, spec: EngineSpec, model: str, trust_remote_code: bool = False):
+        self.spec = spec
+        self.engine = make_engine(spec)
+        self.codec = Codec(spec.model, trust_remote_code)
+        self.model = model
+
+    def ready(self) -> str:
+        """The label of the weights served; returns once the engine has started."""
+        return self.model
+
+    async def run(
+        self, op: Op, context: Context, *inputs: pa.Table | Stored
+    ) -> tuple[pa.Table, dict[str, Any]]:
+        """Run a node's op on one batch: its rows, and what was counted of them."""
+        if context.model != self.model:
+            raise WeightsError(
+                f"node {context.node!r} wants {context.model} and this replica serves {self.model}: its rows would be "
+                "off-policy. This is a fault of the executor; please report it"
+            )
+        started = time.perf_counter()
+        context.engine, context.codec = self.engine, self.codec
+        table = await op.run(read_batches(inputs), context)
+        return table, {**count_batch(table), "seconds": time.perf_counter() - started}
+
+    async def load(self, model: str, version: int, source: str | Sequence[Any]) -> dict[str, str]:
+        """Serve other weights, from references to the trainer's buckets or a checkpoint folder. Returns the receipt."""
+        self.model = "nothing"
+        receipt = await asyncio.to_thread(self.engine.load, version, self.tensors(source))
+        self.model = model
+        return receipt
+
+    def tensors(self, source: str | Sequence[Any]) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(source, str):
+            return folder_tensors(source, self.spec.dtype)
+        import ray
+
+        return unpack(ray.get(list(source)))
+
+    async def probe(self, messages: Sequence[list[Message]], tokens: int) -> Probe:
+        """Greedy continuations of fixed prompts with their log-probs, through the same path as real samples.
+
+        One prompt is long enough to fill blocks of the prefix cache, so that a stale cache shows.
+        """
+        prompts = [self.codec.encode(one) for one in messages]
+        joined = [token for ids in prompts for token in ids]
+        limit = min(LONG_PROBE, (self.spec.max_model_len or LONG_PROBE + tokens) - tokens)
+        prompts.append((joined * (limit // len(joined) + 1))[:limit])
+        params = SamplingParams(temperature=0.0, max_tokens=tokens)
+        replies = await self.engine.sample([Ask(ids, 0, params) for ids in prompts])
+        return [
+            (ids, reply.ids, reply.logprobs) for ids, reply in zip(prompts, replies, strict=True) if reply.ids
+        ]
+
+    def sleep(self) -> None:
+        """Give the device's memory back until the next load."""
+        self.model = "nothing"
+        self.engine.sleep()
+
+    def expected(self, folder: str) -> dict[str, str]:
+        """The receipt that loading this checkpoint folder must give."""
+        return receipt_of(folder_tensors(folder, self.spec.dtype))
+
+    def close(self) -> None:
+        self.engine.close()

@@ -1,0 +1,78 @@
+"""One rank of the trainer as an actor: reads its rows from their parts and hands weights out in buckets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainResult, TrainWork
+from selfloop.workflows.flow.job import count_batch
+from selfloop.workflows.flow.ops import Context, Op
+from selfloop.workflows.store.parts import Stored, read_batches
+
+__all__ = ["Rank", "Scorer"]
+
+
+class Scorer:
+    """A trainer rank as `measure` wants it."""
+
+    def __init__(self, trainer: TrainerRank):
+        self.trainer = trainer
+
+    async def logprobs(
+        self, folder: str, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[list[float]]:
+        return self.trainer.logprobs(folder, contexts, targets)
+
+
+class Rank:
+    """`selfloop.actors.trainer.TrainerRank` behind Ray: every rank gets every call."""
+
+    def __init__(self, spec: TrainerSpec, rank: int):
+        self.spec = spec
+        self.rank = rank
+
+    def address(self) -> tuple[str, int]:
+        """Where this rank can be met by the others (asked of the first one)."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def join(self, master: tuple[str, int]) -> bool:
+        """Meet the other ranks and build the model; returns when all are there."""
+        self.trainer = TrainerRank(self.spec, self.rank, self.spec.ranks, master)
+        return True
+
+    def train(self, work: dict[str, Any], rows: Sequence[pa.Table | Stored]) -> TrainResult:
+        """Train on committed rows."""
+        tables = read_batches(rows)
+        table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+        return self.trainer.train(TrainWork(table=table, **work))
+
+    def logprobs(
+        self, folder: str | None, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[list[float]]:
+        return self.trainer.logprobs(folder, contexts, targets)
+
+    def run(self, op: Op, context: Context, *inputs: pa.Table | Stored) -> tuple[pa.Table, dict[str, Any]]:
+        """Run a `measure` node on one batch."""
+        started = time.perf_counter()
+        context.scorer = Scorer(self.trainer)
+        table = asyncio.run(op.run(read_batches(inputs), context))
+        return table, {**count_batch(table), "seconds": time.perf_counter() - started}
+
+    def weights(self) -> tuple[dict[str, str], list[Any]]:
+        """The receipt of the weights now loaded, and references to their buckets (first rank only)."""
+        import ray
+
+        from selfloop.actors.weights import pack
+
+        receipt, tensors = self.trainer.weights()
+        return receipt, [ray.put(bucket) for bucket in pack(tensors)]

@@ -1,0 +1,236 @@
+"""What both runtimes share: the run folder, the sources in their seeded order, and where each model's weights are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from selfloop.workflows.data.seeds import derive_seed
+from selfloop.workflows.errors import FailedRowsError, StoreError
+from selfloop.workflows.flow.graph import Graph, ModelRef, Node, content_key
+from selfloop.workflows.flow.ops import Context, Source
+from selfloop.workflows.store.parts import Stored
+from selfloop.workflows.store.run import RunFolder
+
+if TYPE_CHECKING:
+    from selfloop.actors.trainer import TrainResult
+
+__all__ = ["Job", "Place", "count_batch", "permutation", "split_groups"]
+
+Meta = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model's weights are: a Hugging Face folder, the folder of its fp32 state if any, and its receipt."""
+
+    folder: str
+    state: str | None = None
+    receipt: Mapping[str, str] | None = None
+    checksum: str = ""
+
+
+def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The seeded order of a source in one epoch."""
+    return np.random.Generator(np.random.PCG64(derive_seed(seed, "order", epoch))).permutation(rows)
+
+
+def split_groups(table: pa.Table, prompts: int) -> list[int]:
+    """Row counts of batches of at most this many whole prompt groups."""
+    ids = table["prompt_id"].to_pylist() if "prompt_id" in table.column_names else [None] * table.num_rows
+    sizes: list[int] = []
+    seen = prompts
+    for place, name in enumerate(ids):
+        if place == 0 or name != ids[place - 1]:
+            seen += 1
+        if seen > prompts:
+            sizes.append(0)
+            seen = 1
+        sizes[-1] += 1
+    return sizes or [0]
+
+
+def count_batch(table: pa.Table) -> Meta:
+    """What is counted of every batch: rows, failed rows, sampled tokens, verdict states."""
+    meta: Meta = {"rows": table.num_rows}
+    if "status" in table.column_names:
+        meta["failed"] = table["status"].to_pylist().count("failed")
+    for name in table.column_names:
+        if name.endswith("_state"):
+            states = table[name].to_pylist()
+            meta[name] = {state: states.count(state) for state in sorted(set(states))}
+    if "response_logprobs" in table.column_names:
+        lists = table["response_logprobs"].combine_chunks()
+        meta["tokens"] = int(len(lists.flatten()))
+    return meta
+
+
+@dataclass
+class Job:
+    """One run: everything a runtime needs beside its actors."""
+
+    folder: RunFolder
+    seed: int
+    batch_size: int
+    sources: Mapping[str, pa.Table]
+    max_failed_rows: float
+    places: dict[str, Place] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[str, Meta], None] = lambda node, state: None
+    orders: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
+
+    # sources
+
+    def source_rows(self, source: Source) -> pa.Table:
+        """The rows of a source node, in the order of its seeded permutation (held-out prompts keep their own)."""
+        table = self.sources[source.source]
+        if table.num_rows == 0:
+            raise StoreError(f"the source {source.source!r} has no rows")
+        if source.source == "heldout":
+            rows = table
+        else:
+            count = min(source.count, table.num_rows)
+            rows = table.take(
+                pa.array([self.row_at(source.source, table.num_rows, source.start + k) for k in range(count)])
+            )
+        return rows.select([name for name in rows.column_names if name in source.has])
+
+    def row_at(self, name: str, rows: int, position: int) -> int:
+        epoch, place = divmod(position, rows)
+        order = self.orders.setdefault(
+            (name, rows, epoch), permutation(rows, derive_seed(self.seed, name), epoch)
+        )
+        return int(order[place])
+
+    def source_batches(self, source: Source) -> Sequence[pa.Table | Stored]:
+        """The batches of a source node: slices of its rows, or the committed batches of an earlier node."""
+        if source.source.startswith("@"):
+            iteration, node = source.source[1:].split("/", 1)
+            return [batch for part in self.folder.parts(int(iteration), node) for batch in part.stored()]
+        table = self.source_rows(source).combine_chunks()
+        return [table.slice(start, self.batch_size) for start in range(0, table.num_rows, self.batch_size)]
+
+    # models
+
+    def place(self, model: ModelRef) -> Place:
+        return self.places[self.label(model)]
+
+    def label(self, model: ModelRef) -> str:
+        """The name of a model among the places; a model that is thrown away carries its train node's name."""
+        return model.name if model.node is None else f"{model.role}@{model.version}#{model.node}"
+
+    def has(self, model: ModelRef) -> bool:
+        return self.label(model) in self.places
+
+    def train_work(self, node: Node, graph: Graph) -> dict[str, Any]:
+        """The arguments of a TrainWork but for its table."""
+        training = node.training
+        assert training is not None
+        start, made = self.place(training.start), self.made_folder(node, graph)
+        return {
+            "role": training.start.role,
+            "version": graph.iteration,
+            "start": start.folder,
+            "start_state": start.state,
+            "reference": self.place(training.reference).folder if training.reference else None,
+            "objective": training.objective,
+            "optimizer": training.optimizer,
+            "epochs": training.epochs,
+            "seed": derive_seed(self.seed, graph.iteration, node.name),
+            "lr": training.lr,
+            "batch_size": training.batch_size,
+            "out": str(made),
+            "state_out": str(made.with_name(f"{made.name}-state")),
+            "step_dir": str(made.with_name(f".{made.name}-steps")),
+        }
+
+    def made_folder(self, node: Node, graph: Graph) -> Path:
+        """Where a train node's checkpoint goes: iteration=…/policy, or beside its node when it is thrown away."""
+        for role, model in graph.outputs.items():
+            if model.node == node.name:
+                return self.folder.iteration(graph.iteration) / role
+        return self.folder.node(graph.iteration, node.name) / "model"
+
+    def trained(
+        self,
+        node: Node,
+        graph: Graph,
+        folder: str,
+        state: str | None,
+        receipt: Mapping[str, str],
+        checksum: str,
+    ) -> None:
+        """Note where the model that a train node made is."""
+        self.places[self.label_of(node, graph)] = Place(folder, state, receipt, checksum)
+
+    def label_of(self, node: Node, graph: Graph) -> str:
+        """The label of the model that a train node makes."""
+        assert node.training is not None
+        return self.label(ModelRef(node.training.start.role, graph.iteration, node.name))
+
+    def settle(self, graph: Graph) -> dict[str, Place]:
+        """The models an iteration ended in, by role, under their plain names (policy@3) from now on."""
+        for role, model in graph.outputs.items():
+            self.places[f"{role}@{graph.iteration}"] = self.place(model)
+        return {role: self.place(model) for role, model in graph.outputs.items()}
+
+    # keys and counts
+
+    def key(self, node: Node, graph: Graph, keys: Mapping[str, str]) -> str:
+        """The node's content key, once its inputs and models are known."""
+        run: dict[str, Any] = {"seed": self.seed, "iteration": graph.iteration, **self.versions}
+        if isinstance(node.op, Source) and not node.op.source.startswith("@"):
+            run["rows"] = self.source_hash(node.op)
+        models = {model.name: self.place(model).checksum or self.place(model).folder for model in node.models}
+        return content_key(node, keys, models, run)
+
+    def source_hash(self, source: Source) -> str:
+        ids = "".join(self.sources[source.source]["prompt_id"].to_pylist())
+        return hashlib.sha256(ids.encode()).hexdigest()[:16]
+
+    def context(self, node: Node, iteration: int) -> Context:
+        """What the node's op is told of the run."""
+        made = Context(node.name, iteration, self.seed)
+        if node.model is not None:
+            made.model, made.version = self.label(node.model), node.model.version
+            made.folder = self.place(node.model).folder
+        return made
+
+    def check_failures(self, node: str, rows: int, failed: int, done: bool) -> None:
+        """Stop when more rows failed than the config allows (asked once there are enough rows, and at the end)."""
+        if failed and (done or rows >= 1000) and failed > self.max_failed_rows * rows:
+            raise FailedRowsError(
+                f"node {node!r}: {failed} of {rows} rows failed, more than max_failed_rows={self.max_failed_rows:g} allows. "
+                f"Their `error` column in {self.folder.path} says why; mend that, or raise max_failed_rows"
+            )
+
+
+def total(metas: Sequence[Meta]) -> Meta:
+    """Counts of batches added up."""
+    added: Meta = {}
+    for meta in metas:
+        for name, value in meta.items():
+            if isinstance(value, dict):
+                into = added.setdefault(name, {})
+                for key, count in value.items():
+                    into[key] = into.get(key, 0) + count
+            elif isinstance(value, int | float):
+                added[name] = added.get(name, 0) + value
+    return added
+
+
+def summary_numbers(table: pa.Table) -> dict[str, float]:
+    """The (name, value) rows of a summary node, without what is not a number."""
+    pairs = zip(table["name"].to_pylist(), table["value"].to_pylist(), strict=True)
+    return {name: value for name, value in pairs if value is not None and not math.isnan(value)}
+
+
+def train_metrics(result: TrainResult) -> dict[str, float]:
+    return {name: value for name, value in result.metrics.items() if math.isfinite(value)}

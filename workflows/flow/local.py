@@ -1,0 +1,154 @@
+"""The local runtime: a graph in this process, node by node, without Ray. Breakpoints work."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+
+from selfloop.actors.engines import Engine
+from selfloop.workflows.errors import TrainerError
+from selfloop.workflows.flow.codec import Codec
+from selfloop.workflows.flow.flows import Flow
+from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.job import Job, Meta, count_batch, split_groups
+from selfloop.workflows.flow.outcome import Outcome
+from selfloop.workflows.flow.runner import PART_ROWS, Runner
+from selfloop.workflows.store.parts import read_batches, write_part
+
+__all__ = ["FakeTrainer", "LocalRuntime"]
+
+
+class LocalRuntime(Runner):
+    """Runs nodes in order with one engine and one trainer, which any object of their interface can be."""
+
+    def __init__(self, job: Job, engine: Engine, trainer: Any, codec: Codec):
+        super().__init__(job)
+        self.engine = engine
+        self.trainer = trainer
+        self.codec = codec
+        self.serving = ""
+
+    def run(self, graph: Graph) -> Outcome:
+        """Run every node that is not complete yet."""
+        self.begin(graph)
+        for flow in self.flows.values():
+            if flow.complete:
+                continue
+            if flow.node.training is not None:
+                self.train(flow)
+            elif flow.barrier:
+                self.barrier(flow)
+            else:
+                self.stream(flow)
+        return self.outcome
+
+    def stream(self, flow: Flow) -> None:
+        """Run a per-batch node; parts are committed on the way."""
+        waiting: list[tuple[pa.Table, Meta]] = []
+        for index in range(flow.sent, flow.total or 0):
+            tables = [source.fetch(place) for source, place in flow.needs(index)]
+            table = self.call(flow, read_batches(tables))
+            waiting.append((table, count_batch(table)))
+            if sum(meta["rows"] for _, meta in waiting) >= PART_ROWS:
+                self.commit(flow, waiting)
+                waiting = []
+        if waiting:
+            self.commit(flow, waiting)
+        self.end(flow)
+
+    def barrier(self, flow: Flow) -> None:
+        """Run a gather or a summary on its whole inputs."""
+        if flow.known is None:
+            batches = [
+                read_batches([source.fetch(k) for k in range(source.total or 0)]) for source in flow.inputs
+            ]
+            table = self.call(
+                flow, [pa.concat_tables(one, promote_options="default") for one in batches if one]
+            )
+            splits = split_groups(table, self.job.batch_size)
+            metas = [{**count_batch(table), "rows": splits[0]}, *({"rows": rows} for rows in splits[1:])]
+            self.commit(flow, [(table, metas[0]), *((table.slice(0, 0), meta) for meta in metas[1:])])
+            flow.known = len(splits)
+        self.end(flow)
+
+    def call(self, flow: Flow, tables: list[pa.Table]) -> pa.Table:
+        """Run the node's op, with its model loaded into the engine first."""
+        node = flow.node
+        assert node.op is not None
+        context = self.job.context(node, self.graph.iteration)
+        if node.op.place == "engine":
+            self.serve(context.model, context.version, context.folder)
+            context.engine, context.codec = self.engine, self.codec
+        if node.op.place == "trainer":
+            context.scorer = InProcess(self.trainer)
+        return asyncio.run(node.op.run(tables, context))
+
+    def serve(self, label: str, version: int, folder: str) -> None:
+        if self.serving != label:
+            from selfloop.actors.weights import folder_tensors
+
+            self.engine.load(version, folder_tensors(folder, "float32"))
+            self.serving = label
+
+    def commit(self, flow: Flow, batches: list[tuple[pa.Table, Meta]]) -> None:
+        folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
+        tables, metas = [table for table, _ in batches], [meta for _, meta in batches]
+        flow.writing += 1
+        flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, metas), "")
+
+    def train(self, flow: Flow) -> None:
+        from selfloop.actors.trainer import TrainWork
+
+        source = flow.inputs[0]
+        rows = read_batches([source.fetch(index) for index in range(source.total or 0)])
+        table = pa.concat_tables(rows, promote_options="default") if rows else pa.table({})
+        flow.in_flight += 1
+        work = TrainWork(table=table, **self.job.train_work(flow.node, self.graph))
+        self.finish_training(flow, self.trainer.train(work))
+
+
+class InProcess:
+    """A trainer as `measure` wants it."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    async def logprobs(
+        self, folder: str, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[list[float]]:
+        return self.trainer.logprobs(folder, contexts, targets)
+
+
+class FakeTrainer:
+    """A trainer that trains nothing: the new checkpoint is a copy of the start. It refuses what a real one refuses.
+
+    `works` keeps what it was given, for tests to look at.
+    """
+
+    def __init__(self) -> None:
+        self.works: list[Any] = []
+
+    def train(self, work: Any) -> Any:
+        self.works.append(work)
+        if work.table.num_rows == 0:
+            raise TrainerError(
+                f"there is nothing to train {work.role}@{work.version} on: the node before it kept no row"
+            )
+        needed = [f"{view}_ids" for view in work.objective.views] + list(work.objective.columns)
+        missing = [name for name in needed if name not in work.table.column_names]
+        if missing:
+            raise TrainerError(f"the rows for {type(work.objective).__name__} lack {', '.join(missing)}")
+        shutil.copytree(work.start, work.out, dirs_exist_ok=True)
+        Path(work.state_out).mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(version=work.version, checksum=f"fake-{work.version}", receipt={}, steps=1,
+                               metrics={"loss": 0.0}, curve=[])  # fmt: skip
+
+    def logprobs(
+        self, folder: str | None, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[list[float]]:
+        return [[-1.0] * len(ids) for ids in targets]

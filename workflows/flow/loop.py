@@ -1,0 +1,139 @@
+"""The run: iteration after iteration, from the config to a model that has improved itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from selfloop.workflows.config import Config
+from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.job import Job, Meta, Place
+from selfloop.workflows.flow.outcome import Outcome
+from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.report.console import Console
+from selfloop.workflows.store.run import RunFolder
+from selfloop.workflows.trackers import Trackers
+
+__all__ = ["Runtime", "local_runtime", "loop", "run"]
+
+
+class Runtime(Protocol):
+    """Something that runs one iteration's graph."""
+
+    def run(self, graph: Graph) -> Outcome: ...
+
+
+def run(config: Config, run_dir: str | Path, console: Console | None = None) -> list[dict[str, Any]]:
+    """Run (or go on with) a run in its folder over Ray. Returns the metrics of every iteration.
+
+    Raises the typed errors of `selfloop.workflows.errors`; the folder can be resumed after any of them.
+    """
+    from selfloop.workflows.flow.ray_runtime import ray_runtime
+
+    setup = Setup(config)
+    folder = RunFolder(run_dir)
+    going_on = folder.open(config.model_dump(mode="json"))
+    console = console or Console()
+    with console:
+        try:
+            if going_on and folder.completed() >= config.iterations:
+                console.line(f"This run is finished: {config.iterations} iterations are in {folder.path}.")
+                return Trackers(folder.path, config).history()
+            with ray_runtime(setup, folder, console) as (runtime, job):
+                return loop(setup, folder, runtime, job, console)
+        finally:
+            folder.close()
+
+
+def loop(
+    setup: Setup, folder: RunFolder, runtime: Runtime, job: Job, console: Console
+) -> list[dict[str, Any]]:
+    """Iterate from the first incomplete iteration to the last, or until the recipe stops."""
+    config = setup.config
+    trackers = Trackers(folder.path, config)
+    job.progress = lambda node, state: show(console, node, state)
+    try:
+        for index in range(restore(job, setup, folder) + 1, config.iterations + 1):
+            graph = setup.planner.graph(index)
+            started = time.monotonic()
+            folder.event("iteration", iteration=index)
+            outcome = runtime.run(graph)
+            roles = job.settle(graph)
+            metrics = metrics_of(graph, outcome, time.monotonic() - started)
+            trackers.log(index, metrics)
+            folder.commit_iteration(index, {role: asdict(place) for role, place in roles.items()})
+            console.iteration(index, metrics)
+            if index and setup.recipe.stop(trackers.history()):
+                console.line(
+                    f"The recipe stops after iteration {index}: its own rule says that there is nothing left to gain."
+                )
+                break
+        return trackers.history()
+    finally:
+        trackers.close()
+
+
+def restore(job: Job, setup: Setup, folder: RunFolder) -> int:
+    """Note where the models of the complete iterations are; returns the last of these."""
+    job.places["policy@0"] = Place(str(setup.folder), None, None, setup.model_hash)
+    last = folder.completed()
+    for index in range(last + 1):
+        made = {role: Place(**place) for role, place in folder.manifest(index)["roles"].items()}
+        earlier = {
+            name.split("@")[0]: place for name, place in job.places.items() if name.endswith(f"@{index - 1}")
+        }
+        job.places |= {f"{role}@{index}": place for role, place in (earlier | made).items()}
+    return last
+
+
+def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, float]:
+    """One flat dict of an iteration's numbers: evaluation, training, counts, the probe's gap, time."""
+    metrics: dict[str, float] = {"wall_s": round(seconds, 2), **outcome.numbers}
+    gaps = [gap for gap in outcome.gaps.values() if gap is not None]
+    if gaps:
+        metrics["sync_logprob_gap"] = max(gaps)
+    several = len(outcome.trained) > 1
+    for node, numbers in outcome.trained.items():
+        metrics |= {
+            f"{node.replace('-', '_') if several else 'train'}_{name}": value
+            for name, value in numbers.items()
+        }
+    for node in graph:
+        counted = outcome.counts.get(node.name)
+        if counted is None or node.evaluation:
+            continue
+        name = node.name.replace("-", "_").replace("@", "_")
+        metrics[f"{name}_rows"] = counted["rows"]
+        if counted.get("failed"):
+            metrics[f"{name}_failed_rows"] = counted["failed"]
+        for column, states in counted.items():
+            if isinstance(states, dict):
+                metrics |= {
+                    f"{name}_{column}_{state}": count for state, count in states.items() if state != "score"
+                }
+    return metrics
+
+
+def show(console: Console, node: str, state: Meta) -> None:
+    """One node's progress for the console."""
+    console.stage(
+        node, state.get("rows", 0), state["batches"], state["total"], state.get("tokens", 0), state["queued"]
+    )
+
+
+def local_runtime(setup: Setup, folder: RunFolder, engine: Any, trainer: Any) -> tuple[Runtime, Job]:
+    """The same run in this process: an engine and a trainer of any kind, no Ray (tests, breakpoints)."""
+    from selfloop.workflows.flow.codec import Codec
+    from selfloop.workflows.flow.local import LocalRuntime
+
+    job = make_job(setup, folder, {})
+    return LocalRuntime(job, engine, trainer, Codec(setup.folder)), job
+
+
+def make_job(setup: Setup, folder: RunFolder, versions: dict[str, Any]) -> Job:
+    config = setup.config
+    return Job(
+        folder, config.seed, config.batch_size, setup.sources, config.max_failed_rows, versions=versions
+    )

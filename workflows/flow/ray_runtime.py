@@ -1,0 +1,53 @@
+"""Starting and stopping the Ray runtime of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from selfloop.workflows.flow.cluster import Actors, Specs, connect
+from selfloop.workflows.flow.executor import Executor
+from selfloop.workflows.flow.job import Job
+from selfloop.workflows.flow.loop import make_job
+from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.report.console import Console
+from selfloop.workflows.store.run import RunFolder
+
+__all__ = ["ray_runtime"]
+
+
+@contextmanager
+def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Iterator[tuple[Executor, Job]]:
+    """An executor with its actors started; they are stopped at the end, and Ray too if it was started here."""
+    config = setup.config
+    here = not ray.is_initialized()
+    gpus = connect(config)
+    actors: Actors | None = None
+    try:
+        engine, trainer, limit = setup.specs(gpus)
+        specs = Specs(engine, trainer, setup.probe_messages, limit, config.trust_remote_code)
+        console.line(f"Starting {config.generator.replicas} {engine.engine} engine(s) and {trainer.ranks} DeepSpeed rank(s) "
+                     f"on {'GPU' if gpus else 'CPU'} ({dashboard()})")  # fmt: skip
+        actors = Actors(config, specs, gpus)
+        actors.wait_until_ready()
+        job = make_job(setup, folder, versions(engine, trainer))
+        yield Executor(job, actors), job
+    finally:
+        if actors is not None:
+            actors.close()
+        if here:
+            ray.shutdown()
+
+
+def versions(engine: Any, trainer: Any) -> dict[str, Any]:
+    """What rows and weights depend on beside the recipe: engine, precision, threads, ranks, ZeRO stage."""
+    return {"engine": engine.engine, "dtype": engine.dtype, "threads": engine.threads,
+            "ranks": trainer.ranks, "zero": trainer.zero, "trainer_dtype": trainer.dtype}  # fmt: skip
+
+
+def dashboard() -> str:
+    url = ray._private.worker.global_worker.node.webui_url if ray.is_initialized() else ""  # pyright: ignore
+    return f"Ray dashboard: http://{url}" if url else "no Ray dashboard"

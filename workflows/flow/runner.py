@@ -1,0 +1,105 @@
+"""What both runtimes do alike: take over what is committed, complete nodes, note the models that were made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfloop.workflows.flow.flows import Flow, make_flows
+from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.job import Job
+from selfloop.workflows.flow.ops import Summary
+from selfloop.workflows.flow.outcome import Outcome
+
+__all__ = ["PART_ROWS", "Runner"]
+
+PART_ROWS = 4096  # a part is written when it has this many rows, or when its node ends
+
+
+class Runner:
+    """Runs the graph of one iteration at a time; `run` is the runtime's own."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.flows: dict[str, Flow] = {}
+
+    def begin(self, graph: Graph) -> None:
+        """Set up the state of every node, with what an earlier driver committed."""
+        self.graph = graph
+        self.outcome = Outcome()
+        self.flows = make_flows(graph, self.job)
+        for flow in self.flows.values():
+            self.restore(flow)
+
+    def model_made(self, label: str, receipt: dict[str, str]) -> None:
+        """A train node has ended: its model is `label`."""
+
+    def restore(self, flow: Flow) -> None:
+        """Take over a node that an earlier driver completed."""
+        entry = self.job.folder.manifest(self.graph.iteration)["nodes"].get(flow.node.name)
+        if entry is None:
+            return
+        flow.complete = True
+        if flow.node.training is not None:
+            made = entry["model"]
+            self.job.trained(
+                flow.node, self.graph, made["folder"], made["state"], made["receipt"], made["checksum"]
+            )
+            self.outcome.trained[flow.node.name] = entry.get("metrics", {})
+        if isinstance(flow.node.op, Summary):
+            self.outcome.read_summary(flow.stored)
+
+    def end(self, flow: Flow) -> None:
+        """Complete the node if everything of it is committed."""
+        count = flow.total
+        if flow.complete or count is None or len(flow.stored) < count or flow.writing or flow.waiting:
+            return
+        flow.complete = True
+        counted = {**flow.counted, "rows": flow.counted.get("rows", 0)}
+        self.job.check_failures(flow.node.name, counted["rows"], counted.get("failed", 0), done=True)
+        flow.key = self.job.key(flow.node, self.graph, self.keys(flow))
+        entry = {
+            "key": flow.key,
+            "batches": count,
+            **counted,
+            "parts": flow.parts,
+            "checksums": flow.checksums,
+        }
+        self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        self.outcome.counts[flow.node.name] = counted
+        if isinstance(flow.node.op, Summary):
+            self.outcome.read_summary(flow.stored)
+        self.report(flow)
+
+    def keys(self, flow: Flow) -> dict[str, str]:
+        """Content keys of the inputs (a source's own key is made of its rows)."""
+        for source in flow.inputs:
+            if not source.key:
+                entry = self.job.folder.manifest(self.graph.iteration)["nodes"].get(source.node.name, {})
+                source.key = entry.get("key") or self.job.key(source.node, self.graph, self.keys(source))
+        return {source.node.name: source.key for source in flow.inputs}
+
+    def finish_training(self, flow: Flow, result: Any) -> None:
+        """A model was made: note where it is, so that nodes which wait for it may run."""
+        work = self.job.train_work(flow.node, self.graph)
+        made = {
+            "folder": work["out"],
+            "state": work["state_out"],
+            "receipt": dict(result.receipt),
+            "checksum": result.checksum,
+        }
+        flow.in_flight -= 1
+        flow.complete = True
+        flow.key = self.job.key(flow.node, self.graph, self.keys(flow))
+        self.job.trained(flow.node, self.graph, *made.values())
+        entry = {"key": flow.key, "steps": result.steps, "model": made, "metrics": result.metrics}
+        self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        self.outcome.trained[flow.node.name] = result.metrics
+        self.outcome.curves[flow.node.name] = result.curve
+        self.model_made(self.job.label_of(flow.node, self.graph), dict(result.receipt))
+
+    def report(self, flow: Flow) -> None:
+        """Tell the console how far the node is, and stop a run whose rows mostly fail."""
+        counted = flow.counted
+        self.job.check_failures(flow.node.name, counted.get("rows", 0), counted.get("failed", 0), done=False)
+        self.job.progress(flow.node.name, {"batches": flow.released, "total": flow.total, "complete": flow.complete,
+                                           "queued": flow.in_flight, **counted})  # fmt: skip

@@ -1,0 +1,134 @@
+"""From a config to what a run needs: the recipe, its prompts, the checker, the planner, the engines' specs. No Ray here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from selfloop.workflows.config import Config
+from selfloop.workflows.data.schema import Message
+from selfloop.workflows.data.sources import load_prompts, load_source
+from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.plan import Planner
+from selfloop.workflows.flow.stream import SourceInfo
+from selfloop.workflows.judges.base import Verifier
+from selfloop.workflows.judges.verifiers import verifier
+from selfloop.workflows.recipes import RECIPES
+from selfloop.workflows.recipes.base import Recipe
+
+__all__ = ["Setup", "model_folder"]
+
+PROBES = 8
+GAP_LIMIT = {"float32": 1e-3, "bfloat16": 0.25}
+
+
+def model_folder(model: str) -> Path:
+    """The Hugging Face folder of the initial model: a folder, the pocket model, or a hub name (fetched if need be)."""
+    if model == "pocket":
+        from selfloop.workflows.pocket.source import POCKET_MODEL
+
+        return POCKET_MODEL
+    if os.path.isdir(model):
+        return Path(model).absolute()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            )
+        )
+    except Exception as error:  # the hub's client raises many kinds
+        raise InputError(
+            f"model={model} is no folder here, and the hub did not give it: {type(error).__name__}: {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that is derived from the config alone."""
+
+    config: Config
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.config.recipe](**self.config.settings)
+
+    @cached_property
+    def sources(self) -> dict[str, pa.Table]:
+        """The rows of every source: prompts, heldout, and the config's named ones."""
+        train, heldout = load_prompts(self.config.prompts, self.config.seed)
+        more = {name: load_source(spec, self.config.seed) for name, spec in self.config.data.items()}
+        return {"prompts": train, "heldout": heldout, **more}
+
+    @cached_property
+    def checker(self) -> Verifier | None:
+        """The verifier of answers: the config's, else exact text for the pocket world, else a number."""
+        if self.config.judge is not None:
+            return verifier(self.config.judge)
+        heldout = self.sources["heldout"]["answer"]
+        if heldout.null_count == len(heldout):
+            return None
+        return verifier("exact" if self.config.prompts.source == "pocket" else "number")
+
+    @cached_property
+    def planner(self) -> Planner:
+        infos = {name: self.info(name, table) for name, table in self.sources.items()}
+        config = self.config
+        return Planner(
+            self.recipe,
+            infos,
+            config.evaluation,
+            config.iterations,
+            self.checker,
+            config.generator.max_tokens,
+        )
+
+    def info(self, name: str, table: pa.Table) -> SourceInfo:
+        answers = table["answer"]
+        has_answers = answers.null_count < len(answers)
+        columns = frozenset(table.column_names) - (frozenset() if has_answers else {"answer"})
+        per_iteration = self.config.prompts.per_iteration if name == "prompts" else None
+        return SourceInfo(table.num_rows, columns, has_answers, per_iteration)
+
+    @cached_property
+    def folder(self) -> Path:
+        return model_folder(self.config.model)
+
+    @cached_property
+    def model_hash(self) -> str:
+        """A hash of the initial model's files: weights, config, tokenizer and template."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".safetensors", ".json", ".jinja") and path.is_file():
+                digest.update(path.name.encode())
+                with open(path, "rb") as file:
+                    while chunk := file.read(2**24):
+                        digest.update(chunk)
+        return digest.hexdigest()[:16]
+
+    @property
+    def probe_messages(self) -> list[list[Message]]:
+        """The fixed batch on which engines and trainer are compared after every publish."""
+        return self.sources["heldout"]["prompt"].slice(0, PROBES).to_pylist()
+
+    def specs(self, gpus: int) -> Any:
+        """What the actors start with: (engine spec, trainer spec, probe limit)."""
+        from selfloop.actors.engines import EngineSpec
+        from selfloop.actors.trainer import TrainerSpec
+
+        config, device = self.config, "cuda" if gpus else "cpu"
+        default = "bfloat16" if gpus else "float32"
+        generator, trainer = config.generator, config.trainer
+        dtype = generator.dtype or default
+        engine = EngineSpec(generator.engine, str(self.folder), dtype, device, generator.threads, generator.max_model_len,
+                            generator.max_num_seqs, generator.memory, dict(generator.options))  # fmt: skip
+        fields = trainer.model_dump(exclude={"gpus", "lora", "dtype"})
+        spec = TrainerSpec(model=str(self.folder), device=device, dtype=trainer.dtype or default, **fields)
+        return engine, spec, config.probe_limit or GAP_LIMIT[dtype]
