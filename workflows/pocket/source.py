@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-
 from selfloop.workflows.data.schema import prompt_id, schema_of
 from selfloop.workflows.pocket.roles import answer_messages
 from selfloop.workflows.pocket.tasks import Split, generate
@@ -18,7 +17,11 @@ POCKET_MODEL: Path = Path(__file__).parent / "base"
 
 
 def pocket_prompts(
-    split: Split, size: int, seed: int, kinds: Sequence[str] | None = None, levels: Sequence[int] | None = None
+    split: Split,
+    size: int,
+    seed: int,
+    kinds: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
 ) -> pa.Table:
     """`size` prompt rows (prompt_id, prompt, answer, meta, parent) of a split: train, heldout or hard."""
     rows = [

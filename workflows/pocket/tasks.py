@@ -138,7 +138,9 @@ def _arguments(rng: random.Random, kind: str, level: int) -> tuple[str, ...]:
     if kind == "add":
         return _number(rng, level // 2), _number(rng, level - level // 2)
     digits = "".join(rng.choices("0123456789", k=level))
-    if kind == "unique":  # repeats are what the task is about, so fewer different digits than chance would give
+    if (
+        kind == "unique"
+    ):  # repeats are what the task is about, so fewer different digits than chance would give
         few = rng.sample("0123456789", k=max(2, level - 2))
         digits = "".join(rng.choices(few, k=level))
     if kind == "count":  # a digit that occurs, four times in five
@@ -151,7 +153,11 @@ def _number(rng: random.Random, length: int) -> str:
 
 
 def generate(
-    split: Split, size: int, seed: int, kinds: Sequence[str] | None = None, levels: Sequence[int] | None = None
+    split: Split,
+    size: int,
+    seed: int,
+    kinds: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
 ) -> list[Task]:
     """`size` different tasks of a split, evenly over kinds and levels, in an order drawn from the seed.
 

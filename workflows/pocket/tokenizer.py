@@ -13,10 +13,34 @@ if TYPE_CHECKING:
 
 __all__ = ["CHAT_TEMPLATE", "build_tokenizer"]
 
-WORDS = (
-    "sort reverse unique count max add in answer right better critique wrong at improve rule with spaces dashes "
-    "brackets backwards new task yes no A B"
-).split()
+WORDS = [
+    "sort",
+    "reverse",
+    "unique",
+    "count",
+    "max",
+    "add",
+    "in",
+    "answer",
+    "right",
+    "better",
+    "critique",
+    "wrong",
+    "at",
+    "improve",
+    "rule",
+    "with",
+    "spaces",
+    "dashes",
+    "brackets",
+    "backwards",
+    "new",
+    "task",
+    "yes",
+    "no",
+    "A",
+    "B",
+]
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 
 CHAT_TEMPLATE = (

@@ -33,7 +33,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, se
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    ends = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
     config = Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=hidden,
@@ -101,7 +105,9 @@ def train(args: argparse.Namespace, noise: Noise) -> Qwen2ForCausalLM:
     model = build_model(tokenizer, args.hidden, args.layers, args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=args.warmup)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps - args.warmup, eta_min=args.lr / 50)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, args.steps - args.warmup, eta_min=args.lr / 50
+    )
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [args.warmup])
     started, mean = time.monotonic(), 0.0
     for step, (ids, targets) in enumerate(batches(tokenizer, noise, args.steps, args.rows, args.seed), 1):
@@ -114,7 +120,10 @@ def train(args: argparse.Namespace, noise: Noise) -> Qwen2ForCausalLM:
         schedule.step()
         mean += (float(loss.detach()) - mean) / min(step, 50)
         if step % 50 == 0 or step == args.steps:
-            print(f"step {step} of {args.steps}  loss {mean:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"step {step} of {args.steps}  loss {mean:.4f}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
         if step % args.save_every == 0:
             save(model, tokenizer, args.out)
     save(model, tokenizer, args.out)
@@ -127,7 +136,9 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+    }
     weights.pop("lm_head.weight", None)  # tied to the embedding
     temporary = out / "model.safetensors.part"
     save_file(weights, temporary, metadata={"format": "pt"})
