@@ -1,0 +1,196 @@
+"""What a run prints: a live table on a terminal, else plain single lines that explain themselves.
+
+with Console(iterations=3) as console:
+    console.start("self-rewarding", {"model": "pocket", "run folder": "/…/runs/quickstart"})
+    console.stage("sample", rows=512, total=1024, tokens_per_s=6900, queued=2)
+    console.iteration(1, {"heldout_accuracy": 0.71})
+    console.done()
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rich.console import Console as Terminal
+from rich.console import Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from selfloop.workflows.report import curve
+
+__all__ = ["Console"]
+
+PLAIN_EVERY = 15.0  # seconds between two lines of one stage where there is no terminal
+PHRASES = {
+    "prompts": "prompts are read",
+    "sample": "the policy answers prompts",
+    "judge": "answers are judged",
+    "score": "answers are scored",
+    "keep": "the answers worth learning from are kept",
+    "pair": "better and worse answers are paired",
+    "merge": "answers are joined",
+    "map": "rows are rewritten",
+    "gather": "all rows are looked at together",
+    "measure": "log-probs are measured",
+    "train": "the policy learns",
+    "save": "rows are kept for later iterations",
+    "heldout": "the held-out prompts are answered and checked",
+    "evaluation": "held-out answers are summed up",
+}
+
+
+@dataclass
+class Stage:
+    """How far a node is."""
+
+    rows: int = 0
+    total: int | None = None
+    tokens_per_s: float | None = None
+    queued: int | None = None
+    done: bool = False
+    printed: float = 0.0
+
+    def amount(self) -> str:
+        return f"{self.rows:,}" if self.total is None else f"{self.rows:,} of {self.total:,}"
+
+
+def phrase(node: str) -> str:
+    """What a node does, in words; empty for nodes of unusual names."""
+    return PHRASES.get(node.split("-", 1)[0], "")
+
+
+class Console:
+    """The face of a run. live: a redrawn table (default where the output is a terminal)."""
+
+    def __init__(
+        self, iterations: int | None = None, live: bool | None = None, terminal: Terminal | None = None
+    ):
+        self.terminal = terminal or Terminal(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.iterations = iterations
+        self.is_live = self.terminal.is_terminal if live is None else live
+        self.stages: dict[str, Stage] = {}
+        self.history: dict[int, dict[str, Any]] = {}
+        self.started = time.monotonic()
+        self.drawing: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.is_live:
+            self.drawing = Live(self.render(), console=self.terminal, refresh_per_second=4, transient=True)
+            self.drawing.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.drawing is not None:
+            self.drawing.stop()
+            self.drawing = None
+
+    def line(self, text: str) -> None:
+        """Print one line, above the table where there is one."""
+        self.terminal.print(escape(text))
+
+    def start(self, title: str, facts: Mapping[str, object]) -> None:
+        """Say what begins: a title and a few `name: value` lines."""
+        self.line(title)
+        width = max((len(name) for name in facts), default=0)
+        for name, value in facts.items():
+            self.line(f"  {name:<{width}}  {value}")
+
+    def stage(
+        self,
+        node: str,
+        rows: int,
+        total: int | None = None,
+        tokens_per_s: float | None = None,
+        queued: int | None = None,
+        done: bool = False,
+    ) -> None:
+        """How far a node of the running iteration is. Call it as often as you like."""
+        stage = self.stages.setdefault(node, Stage(printed=time.monotonic()))
+        finished_now = (done or (total is not None and rows >= total > 0)) and not stage.done
+        stage.rows, stage.total, stage.queued = rows, total, queued
+        stage.tokens_per_s = tokens_per_s or (None if stage.done else stage.tokens_per_s)
+        stage.done = stage.done or finished_now
+        if self.drawing is not None:
+            self.drawing.update(self.render())
+        elif finished_now or time.monotonic() - stage.printed >= PLAIN_EVERY:
+            stage.printed = time.monotonic()
+            self.line(self.plain(node, stage))
+
+    def plain(self, node: str, stage: Stage) -> str:
+        parts = [f"{node}: {stage.amount()} rows{' (done)' if stage.done else ''}"]
+        parts += [f"{stage.tokens_per_s:,.0f} tokens/s"] if stage.tokens_per_s else []
+        parts += [f"{stage.queued} batches queued"] if stage.queued else []
+        parts += [phrase(node)] if phrase(node) else []
+        return f"[{self.clock()}] iteration {self.current()} · " + " · ".join(parts)
+
+    def iteration(self, index: int, metrics: Mapping[str, Any]) -> None:
+        """An iteration is complete (0: the initial policy was evaluated)."""
+        before = self.history.get(max((key for key in self.history if key < index), default=-1))
+        self.history[index] = dict(metrics)
+        self.stages = {}
+        self.line(f"[{self.clock()}] {curve.sentence(index, metrics, before)}")
+        if self.drawing is not None:
+            self.drawing.update(self.render())
+
+    def done(self, folder: object | None = None) -> None:
+        """The run is complete: what it brought, and what to do next."""
+        known = [(index, curve.accuracy(self.history[index])) for index in sorted(self.history)]
+        known = [(index, value) for index, value in known if value is not None]
+        if len(known) > 1:
+            (_, first), (last, value) = known[0], known[-1]
+            self.line(
+                f"Done in {self.clock()}: held-out accuracy went from {curve.percent(first)} to {curve.percent(value)} "
+                f"({curve.points(value, first)} points) in {last} iteration{'s' if last != 1 else ''}  "
+                f"{curve.sparkline([entry for _, entry in known])}"
+            )
+        else:
+            self.line(f"Done in {self.clock()}")
+        if folder is not None:
+            self.line(f"  look at it:  selfloop show {folder}")
+            self.line(f"  talk to it:  selfloop chat {folder}")
+
+    def clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def current(self) -> str:
+        """The running iteration: the one after the last complete one."""
+        number = max(self.history, default=-1) + 1
+        return f"{min(number, self.iterations)} of {self.iterations}" if self.iterations else str(number)
+
+    def render(self) -> Group:
+        """The live table: stages of the running iteration, then accuracy by iteration."""
+        return Group(self.stage_table(), self.history_table(), Text(f"{self.clock()} since the start"))
+
+    def stage_table(self) -> Table:
+        table = Table(box=None, pad_edge=False, title=f"iteration {self.current()}", title_justify="left")
+        for name in ("stage", "rows", "tokens/s", "queued", "what happens"):
+            table.add_column(name, justify="right" if name in ("rows", "tokens/s", "queued") else "left")
+        for node, stage in self.stages.items():
+            rate = f"{stage.tokens_per_s:,.0f}" if stage.tokens_per_s else ""
+            queued = str(stage.queued) if stage.queued else ""
+            style = "dim" if stage.done else ""
+            table.add_row(escape(node), stage.amount(), rate, queued, phrase(node), style=style)
+        return table
+
+    def history_table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for name in ("iteration", "accuracy", "greedy", "gain", ""):
+            table.add_column(name, justify="right" if name else "left")
+        first = curve.accuracy(self.history[min(self.history)]) if self.history else None
+        values = [curve.accuracy(self.history[index]) for index in sorted(self.history)]
+        for index, bar in zip(
+            sorted(self.history), curve.sparkline(values) or " " * len(values), strict=True
+        ):
+            metrics = self.history[index]
+            value, greedy = curve.accuracy(metrics), metrics.get(curve.GREEDY)
+            table.add_row(
+                str(index), curve.percent(value), curve.percent(greedy), curve.points(value, first), bar
+            )
+        return table

@@ -1,0 +1,69 @@
+"""The curve of a run in words and bars: shared by the console, `show` and the run page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["ACCURACY", "GREEDY", "accuracy", "interval", "percent", "points", "sentence", "sparkline"]
+
+ACCURACY = "heldout_accuracy"
+GREEDY = "heldout_accuracy_greedy"
+BARS = "▁▂▃▄▅▆▇█"
+
+Metrics = Mapping[str, Any]
+
+
+def number(metrics: Metrics, name: str) -> float | None:
+    value = metrics.get(name)
+    return float(value) if isinstance(value, int | float) and value == value else None
+
+
+def accuracy(metrics: Metrics) -> float | None:
+    """Held-out accuracy, sampled; None where answers could not be checked."""
+    return number(metrics, ACCURACY)
+
+
+def interval(metrics: Metrics, name: str = ACCURACY) -> tuple[float, float] | None:
+    """The 95 % interval of a metric, or None where none was measured."""
+    low, high = number(metrics, f"{name}_low"), number(metrics, f"{name}_high")
+    return None if low is None or high is None else (low, high)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.714 as `71.4 %`."""
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(new: float | None, old: float | None) -> str:
+    """The gain in points, e.g. `+21.3`."""
+    return "-" if new is None or old is None else f"{100 * (new - old):+.1f}"
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """One bar a value, from the lowest to the highest; a space where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, span = min(known), max(known) - min(known)
+    top = len(BARS) - 1
+    return "".join(
+        " " if value is None else BARS[round(top * (value - low) / span) if span else top // 2]
+        for value in values
+    )
+
+
+def sentence(index: int, metrics: Metrics, before: Metrics | None = None) -> str:
+    """What one iteration brought, for somebody who sees it for the first time."""
+    who = "initial policy" if index == 0 else f"after iteration {index}"
+    value = accuracy(metrics)
+    if value is None:
+        loss = next((f", {name} {number(metrics, name):.4g}" for name in metrics if name.endswith("loss")
+                     and number(metrics, name) is not None), "")  # fmt: skip
+        return f"{who}: done{loss} (no answers to check the held-out prompts with)"
+    text = f"{who}: {percent(value)} of its sampled answers to held-out prompts are right"
+    if before is not None and accuracy(before) is not None:
+        text += f" ({points(value, accuracy(before))} points)"
+    if number(metrics, GREEDY) is not None:
+        text += f"; {percent(number(metrics, GREEDY))} when it takes its likeliest words (greedy)"
+    return text
