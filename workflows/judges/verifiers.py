@@ -1,0 +1,137 @@
+"""Verifiers of answers: rules that know the gold answer. 1 right, 0 wrong, None when no answer could be read.
+
+A config names one of `VERIFIERS`, or a function of one's own as `module:function`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import os
+import sys
+from functools import cache
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from selfloop.workflows.errors import InputError, JudgeError
+from selfloop.workflows.judges.answers import Extract, equivalent, extract_answer
+from selfloop.workflows.judges.base import Row, Verifier
+from selfloop.workflows.judges.math_pool import compare, require_math_verify
+
+__all__ = ["VERIFIERS", "Choice", "Exact", "FunctionVerifier", "Math", "Number", "verifier"]
+
+
+class AnswerVerifier(Verifier):
+    """Compares the response's final answer with the gold one; both are read in the same way."""
+
+    extract: ClassVar[Extract] = "text"
+
+    def verify(self, row: Row) -> float | None:
+        gold = extract_answer(row["answer"] or "", self.extract)
+        if gold is None:
+            raise ValueError(f"the gold answer {row['answer']!r} cannot be read as {self.extract}")
+        said = extract_answer(row["response"] or "", self.extract)
+        return None if said is None else float(equivalent(said, gold, self.extract))
+
+
+class Exact(AnswerVerifier):
+    """The same text, without case, outer punctuation and repeated spaces."""
+
+
+class Number(AnswerVerifier):
+    """The same number: the last one of the response; the gold answer may be a worked solution ending in '#### 18'."""
+
+    extract: ClassVar[Extract] = "number"
+
+
+class Choice(AnswerVerifier):
+    """The same letter of a multiple-choice question."""
+
+    extract: ClassVar[Extract] = "choice"
+
+
+class Math(Verifier):
+    """The same mathematics by math-verify (fractions, sets, intervals, expressions), in a process of its own.
+
+    A response that is not compared within `deadline` seconds abstains.
+    """
+
+    extract: ClassVar[Extract] = "boxed"
+    deadline: float = Field(5.0, gt=0, description="seconds a comparison may take")
+
+    @model_validator(mode="after")
+    def installed(self) -> Math:
+        require_math_verify()
+        return self
+
+    def verify(self, row: Row) -> float | None:
+        gold = row["answer"] or ""
+        if "####" in gold:
+            gold = extract_answer(gold, "number") or gold
+        return compare(gold, row["response"] or "", self.deadline)
+
+
+class FunctionVerifier(Verifier):
+    """A user's function of one row: a score (True and False count as 1 and 0), or None to abstain."""
+
+    extract: ClassVar[Extract] = "text"
+    path: str = Field(description="module:function")
+
+    @model_validator(mode="after")
+    def found(self) -> FunctionVerifier:
+        resolve(self.path)
+        return self
+
+    def verify(self, row: Row) -> float | None:
+        score = resolve(self.path)(row)
+        if score is None:
+            return None
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise JudgeError(
+                f"{self.path} returned {score!r}; a verifier returns a finite number, or None to abstain"
+            )
+        return float(score)
+
+
+VERIFIERS: dict[str, type[Verifier]] = {"exact": Exact, "number": Number, "math": Math, "choice": Choice}
+
+
+def verifier(name_or_path: str) -> Verifier:
+    """The verifier of this name, or the user's own at module:function (or module:class). Raises InputError."""
+    if name_or_path in VERIFIERS:
+        return VERIFIERS[name_or_path]()
+    if ":" not in name_or_path:
+        near = difflib.get_close_matches(name_or_path, VERIFIERS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"judge={name_or_path} is no verifier; {hint}there are {', '.join(VERIFIERS)}, "
+            "and a function of your own as module:function"
+        )
+    target: Any = resolve(name_or_path)
+    if isinstance(target, Verifier):
+        return target
+    if isinstance(target, type) and issubclass(target, Verifier):
+        return target()
+    return FunctionVerifier(path=name_or_path)
+
+
+@cache
+def resolve(path: str) -> Any:
+    """What a module:function names. Raises InputError when it is not there."""
+    module, _, name = path.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # a console script does not look there
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise InputError(
+            f"judge={path}: module {module} cannot be imported ({error}); it must be installed, or lie in the folder "
+            "the command is started from"
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"judge={path}: module {module} has no {name!r}") from error
+    if not callable(found) and not isinstance(found, Verifier):
+        raise InputError(f"judge={path} is {type(found).__name__}, not a function of one row")
+    return found
