@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from selfloop.workflows.evaluation import metrics
 
 VOTES = [7, 7, 8, 7, 9, 8]
@@ -16,18 +17,18 @@ VOTES = [7, 7, 8, 7, 9, 8]
 
 def brute_majority(answers: list[int | None], gold: int, k: int) -> float:
     """The definition, subset by subset."""
-    credits = []
+    shares = []
     for subset in itertools.combinations(answers, k):
         parsed = [answer for answer in subset if answer is not None]
         counts = {answer: parsed.count(answer) for answer in parsed}
         leaders = [answer for answer, count in counts.items() if count == max(counts.values())]
-        credits.append((gold in leaders) / len(leaders) if leaders else 0.0)
-    return float(np.mean(credits))
+        shares.append((gold in leaders) / len(leaders) if leaders else 0.0)
+    return float(np.mean(shares))
 
 
 def test_pass_at_k_has_the_cards_values() -> None:
     assert metrics.pass_at_k(10, 3, 5) == pytest.approx(0.916667, abs=1e-6)
-    assert 1 - (1 - 3 / 10) ** 5 == pytest.approx(0.83193)  # the biased estimate, which this is not
+    assert pytest.approx(0.83193) == 1 - (1 - 3 / 10) ** 5  # the biased estimate, which this is not
     assert metrics.pass_at_k(200, 7, 100) == pytest.approx(0.992991, abs=1e-6)
     assert metrics.pass_at_k(10, 3, 1) == pytest.approx(0.3)
     assert metrics.pass_at_k(10, 1, 10) == 1.0

@@ -188,14 +188,16 @@ def spearman(a: Any, b: Any) -> float:
     """Spearman's rank correlation, ties at average ranks: two boards (on their common models), or two arrays."""
     from scipy.stats import spearmanr
 
-    return float(spearmanr(*_common(a, b)).statistic)  # pyright: ignore
+    found: Any = spearmanr(*_common(a, b))
+    return float(found.statistic)
 
 
 def kendall(a: Any, b: Any) -> float:
     """Kendall's tau-b of two boards (on their common models), or of two arrays."""
     from scipy.stats import kendalltau
 
-    return float(kendalltau(*_common(a, b)).statistic)  # pyright: ignore
+    found: Any = kendalltau(*_common(a, b))
+    return float(found.statistic)
 
 
 def _common(a: Any, b: Any) -> tuple[Floats, Floats]:
