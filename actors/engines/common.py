@@ -1,0 +1,111 @@
+"""What the engines share: what they must know of a model folder, and which asks they refuse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfloop.actors.engines import Ask
+from selfloop.workflows.errors import InputError
+
+__all__ = ["ModelFacts", "ask_problem", "ids_problem", "read_facts", "tensor_names"]
+
+LONGEST_DEFAULT = 4096
+"""Tokens of prompt and response together where the user does not say: many models allow far more than fits."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """vocabulary: ids are below it. longest: tokens of prompt and response together. ends: tokens that end one."""
+
+    vocabulary: int
+    longest: int
+    ends: frozenset[int]
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def cache_bytes(self, dtype: str) -> int | None:
+        """Bytes of key-value cache a token needs, or None when the architecture does not say."""
+        layers, heads = self.config.get("num_hidden_layers"), self.config.get("num_attention_heads")
+        hidden = self.config.get("hidden_size")
+        if not (layers and heads and hidden):
+            return None
+        pairs = self.config.get("num_key_value_heads") or heads
+        width = self.config.get("head_dim") or hidden // heads
+        return 2 * layers * pairs * width * (4 if dtype == "float32" else 2)
+
+
+def read_facts(model: str, max_model_len: int | None = None) -> ModelFacts:
+    """Read a Hugging Face folder's small files. InputError when it is none."""
+    config = read_json(model, "config.json")
+    if not config:
+        raise InputError(
+            f"{model} has no config.json, so it is not a Hugging Face model folder; give the folder that "
+            "`save_pretrained` wrote"
+        )
+    text = {**config, **config.get("text_config", {})}
+    longest = max_model_len or min(text.get("max_position_embeddings") or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    return ModelFacts(text["vocab_size"], longest, end_tokens(model, text), text)
+
+
+def read_json(model: str, name: str) -> dict[str, Any]:
+    path = Path(model) / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def end_tokens(model: str, config: dict[str, Any]) -> frozenset[int]:
+    """The tokens that end a response: those of generation_config.json (else config.json) and the tokenizer's own."""
+    named = read_json(model, "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+    ends = set(named) if isinstance(named, list) else {named}
+    token = read_json(model, "tokenizer_config.json").get("eos_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    ends |= {
+        added["id"]
+        for added in read_json(model, "tokenizer.json").get("added_tokens", [])
+        if added["content"] == content
+    }
+    return frozenset(end for end in ends if end is not None)
+
+
+def tensor_names(model: str) -> frozenset[str]:
+    """The names of the tensors in a folder's safetensors files, without reading the tensors."""
+    names: set[str] = set()
+    for path in Path(model).glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        names |= set(header) - {"__metadata__"}
+    return frozenset(names)
+
+
+def ids_problem(ids: Any, facts: ModelFacts, room: int = 1) -> str | None:
+    """Why the model cannot be given these tokens with `room` more to come, or None."""
+    if len(ids) == 0:
+        return "the prompt has no tokens; a response needs at least one token before it"
+    if len(ids) + room > facts.longest:
+        return (
+            f"the prompt has {len(ids)} tokens and the model takes {facts.longest} of prompt and response together; "
+            "shorten the prompt or raise generator.max_model_len"
+        )
+    if min(ids) < 0 or max(ids) >= facts.vocabulary:
+        return (
+            f"the prompt has token ids outside the model's vocabulary of {facts.vocabulary}; it was made with "
+            "another tokenizer than the model's"
+        )
+    return None
+
+
+def ask_problem(ask: Ask, facts: ModelFacts) -> str | None:
+    """Why this ask cannot be served, or None."""
+    params = ask.params
+    if params.max_tokens < 1:
+        return f"max_tokens is {params.max_tokens} and must be at least 1"
+    if not 0.0 <= params.temperature <= 2.0:
+        return f"temperature is {params.temperature} and must be from 0 (greedy) to 2"
+    if not 0.0 < params.top_p <= 1.0:
+        return f"top_p is {params.top_p} and must be above 0 and at most 1 (off)"
+    if params.top_k < 0:
+        return f"top_k is {params.top_k} and must be 0 (off) or more"
+    if "" in params.stop:
+        return "a stop string is empty: it would end every response at once"
+    return ids_problem(ask.prompt_ids, facts)
