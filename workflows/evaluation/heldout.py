@@ -195,15 +195,17 @@ def _divergence(rows: Rows) -> dict[str, float]:
     if any(name not in rows.table.column_names for name in both):
         return {}
     usable = rows.ok.select(both).drop_null()
-    lists = [pa.concat_arrays(usable.column(name).chunks) if usable.num_rows else [] for name in both]
-    if not sum(map(len, lists[0])):
+    if not usable.num_rows:
         return {}
+    lists = [pa.concat_arrays(usable.column(name).chunks) for name in both]
     if any(len(a) != len(b) for a, b in zip(*lists, strict=True)):
         raise ValueError(
             "response_logprobs and initial_logprobs of a row differ in length: other tokens were measured"
         )
     now, initial = (column.flatten().to_numpy().astype(float) for column in lists)
     total = float((now - initial).sum())
+    if not len(now):
+        return {}
     return {"kl_to_initial": total / usable.num_rows, "kl_to_initial_per_token": total / len(now)}
 
 

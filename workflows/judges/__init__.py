@@ -1,0 +1,1 @@
+"""Judges: verifiers of answers, votes, and language models that grade. A verdict is never a zero by accident."""

@@ -31,7 +31,7 @@ _STATED = re.compile(r"\banswer\s*(?:is\s*:?|:|=)\s*(\S.*)", re.IGNORECASE)
 _CHOICES = (
     re.compile(r"\banswer\s*(?:is\s*:?|:|=)\s*(?:option\s*)?[(\[*]*([A-J])(?![\w'])", re.IGNORECASE),
     re.compile(r"[(\[]([A-J])[)\]]"),
-    re.compile(r"^\s*\**([A-J])\**(?:[).:]|\s*$)", re.MULTILINE),
+    re.compile(r"^[ \t]*\**([A-J])\**(?:[).:]|\s*$)", re.MULTILINE),
     re.compile(r"(?<![\w'])([A-J])[\s.)*]*$"),
 )
 LONGEST = 300  # a number of more characters is noise: exact arithmetic on it would only cost time
