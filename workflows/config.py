@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-JUDGES = ("exact", "number", "math")
+JUDGES = ("exact", "number", "math", "choice")
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -165,7 +165,7 @@ class Config(Section):
     generator: Generator = Generator()
     judge: str | None = Field(
         None,
-        description="verifier of answers: exact, number, math, or module:function; default the source's own",
+        description="verifier of answers: exact, number, math, choice, or module:function; default the source's own",
     )
     judge_model: str | None = Field(None, description="a model of its own for judging; default the policy")
     trainer: Trainer = Trainer()

@@ -1,0 +1,168 @@
+"""Does this machine have what the config asks for: processors, memory, disk, programs, a folder to write to?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from selfloop.workflows.config import Config
+from selfloop.workflows.errors import InputError
+
+__all__ = [
+    "check_folder",
+    "check_machine",
+    "check_packages",
+    "check_space",
+    "count_cpus",
+    "count_gpus",
+    "on_cluster",
+]
+
+GIB = 2**30
+TRAINING_BYTES = 16  # a parameter: fp32 weights, gradients and two moments of Adam
+CHECKPOINT_BYTES = 8  # a parameter: the checkpoint that is served, and fp32 master weights
+
+
+def on_cluster() -> bool:
+    """Whether the run joins a Ray cluster: what that has is counted when it is joined."""
+    return any(name in os.environ for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"))
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use, counted without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
+        return 0
+    there = gpus_in_machine()
+    return there if visible is None else min(there, len(visible.split(",")))
+
+
+def gpus_in_machine() -> int:
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
+        if listed.returncode == 0:
+            return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    driver = Path("/proc/driver/nvidia/gpus")
+    if driver.is_dir():
+        return len(list(driver.iterdir()))
+    return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+def count_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_machine(config: Config) -> Iterator[str]:
+    """More GPUs or CPUs asked than there are."""
+    from selfloop.actors.placement import bundles
+
+    if on_cluster():
+        return
+    gpus = count_gpus()
+    wanted = bundles(config, gpus)
+    ways = {
+        "GPU": "Lower generator.replicas, generator.gpus, trainer.ranks or trainer.gpus",
+        "CPU": "Lower generator.replicas, generator.threads, trainer.ranks or trainer.threads",
+    }
+    for kind, there in (("GPU", gpus), ("CPU", count_cpus())):
+        asked = sum(bundle.get(kind, 0.0) for bundle in wanted)
+        if asked > there:
+            together = "" if config.placement == "colocated" else ", or set placement=colocated"
+            yield f"the config asks for {asked:g} {kind}s, and this machine has {there}. {ways[kind]}{together}"
+
+
+def check_packages(config: Config) -> Iterator[str]:
+    """Programs that the config uses and that are not installed."""
+    stack = "gpu" if count_gpus() else "cpu"
+    needed = {"torch": stack, "deepspeed": stack, "transformers": stack}
+    if config.generator.engine == "vllm":
+        needed["vllm"] = stack
+    if config.judge == "math":
+        needed["math_verify"] = "math"
+    needed |= {name: name for name in config.trackers if name in ("wandb", "mlflow")}
+    by_extra: dict[str, list[str]] = {}
+    for module, extra in needed.items():
+        if importlib.util.find_spec(module) is None:
+            by_extra.setdefault(extra, []).append(module)
+    for extra, modules in by_extra.items():
+        one = len(modules) == 1
+        yield (
+            f"{', '.join(modules)} {'is' if one else 'are'} not installed, and this config needs "
+            f"{'it' if one else 'them'}. Install: pip install 'selfloop[{extra}]'"
+        )
+
+
+def check_folder(config: Config | None, run_dir: Path) -> Iterator[str]:
+    """A run folder that cannot be written or that belongs to another config (not compared with None)."""
+    from selfloop.workflows.store.run import RunFolder, differences
+
+    blocked = unwritable(run_dir)
+    if blocked:
+        yield blocked
+        return
+    try:
+        held = RunFolder(run_dir).config()
+    except InputError as error:
+        yield str(error)
+        return
+    except (ValueError, KeyError, TypeError):
+        yield f"{run_dir}/config.json is broken, so its run cannot go on. Choose another --run-dir"
+        return
+    if held is not None:
+        changed = differences(held, config.model_dump(mode="json")) if config else []
+        if changed:
+            yield (
+                f"{run_dir} holds a run of another config: {'; '.join(changed)}. Choose another --run-dir, or set "
+                f"{'this' if len(changed) == 1 else 'these'} back"
+            )
+    elif run_dir.is_dir():
+        strangers = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
+        if strangers:
+            yield f"{run_dir} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
+
+
+def unwritable(run_dir: Path) -> str | None:
+    """Why nothing can be written there, tried with an empty folder that is removed again."""
+    place = run_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        return f"run folder {run_dir} cannot be made: {place} is a file. Choose another --run-dir"
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".selfloop-", dir=place))
+    except OSError as error:
+        why = error.strerror or str(error)
+        return f"run folder {run_dir} cannot be written ({place}: {why}). Choose another --run-dir"
+    return None
+
+
+def check_space(config: Config, run_dir: Path, parameters: int) -> Iterator[str]:
+    """Too little disk for the checkpoints, or too little memory to train on CPU."""
+    if not parameters or on_cluster():
+        return
+    place = run_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    kept = min(config.iterations, config.checkpoints.keep or config.iterations)
+    need = parameters * CHECKPOINT_BYTES * kept
+    if need > free:
+        yield (
+            f"the checkpoints of {kept} iterations need about {need / GIB:.1f} GiB, and {place} has "
+            f"{free / GIB:.1f} GiB free. Free space, set checkpoints.keep, or choose another --run-dir"
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = parameters * (TRAINING_BYTES + 4 * config.generator.replicas)
+    if not count_gpus() and need > memory:
+        yield (
+            f"training {parameters / 1e9:.1f} B parameters on CPU needs about {need / GIB:.0f} GiB of memory, and this "
+            f"machine has {memory / GIB:.0f} GiB. Take a smaller model or a machine with GPUs"
+        )
