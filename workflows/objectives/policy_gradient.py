@@ -9,7 +9,7 @@ from pydantic import Field
 from selfloop.workflows.objectives.advantages import kl_estimate
 from selfloop.workflows.objectives.base import Batch, Loss, Normalizer, Objective, Term, by_settings
 from selfloop.workflows.objectives.columns import scalar
-from selfloop.workflows.objectives.maths import length, total, weighed
+from selfloop.workflows.objectives.maths import length, weighed
 
 if TYPE_CHECKING:
     from torch import Tensor
