@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from selfloop.actors.fakes import FakeTrainer
 from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainResult, TrainWork
 from selfloop.workflows.flow.job import count_batch
 from selfloop.workflows.flow.ops import Context, Op
@@ -21,7 +22,7 @@ __all__ = ["Rank", "Scorer"]
 class Scorer:
     """A trainer rank as `measure` wants it."""
 
-    def __init__(self, trainer: TrainerRank):
+    def __init__(self, trainer: TrainerRank | FakeTrainer):
         self.trainer = trainer
 
     async def logprobs(
@@ -33,9 +34,13 @@ class Scorer:
 class Rank:
     """`selfloop.actors.trainer.TrainerRank` behind Ray: every rank gets every call."""
 
-    def __init__(self, spec: TrainerSpec, rank: int):
+    def __init__(self, spec: TrainerSpec, rank: int, fake: bool = False):
         self.spec = spec
         self.rank = rank
+        self.fake = fake
+
+    def ready(self) -> bool:
+        return True
 
     def address(self) -> tuple[str, int]:
         """Where this rank can be met by the others (asked of the first one)."""
@@ -47,7 +52,10 @@ class Rank:
 
     def join(self, master: tuple[str, int]) -> bool:
         """Meet the other ranks and build the model; returns when all are there."""
-        self.trainer = TrainerRank(self.spec, self.rank, self.spec.ranks, master)
+        spec = self.spec
+        self.trainer = (
+            FakeTrainer(spec.model) if self.fake else TrainerRank(spec, self.rank, spec.ranks, master)
+        )
         return True
 
     def train(self, work: dict[str, Any], rows: Sequence[pa.Table | Stored]) -> TrainResult:

@@ -1,4 +1,4 @@
-"""The actors of a run on Ray: started once, alive for the whole run."""
+"""The actors of a run on Ray: started once, alive for the whole run, and how weights get from the trainer to the engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from selfloop.actors.engines import EngineSpec
 from selfloop.actors.generator import Generator, Probe
 from selfloop.actors.judge import Worker
 from selfloop.actors.placement import bundles, shares
-from selfloop.actors.ranks import Rank
 from selfloop.actors.trainer import TrainerSpec
 from selfloop.actors.weights import prove_receipt
 from selfloop.workflows.config import Config
@@ -23,13 +22,15 @@ from selfloop.workflows.data.schema import Message
 from selfloop.workflows.errors import EngineError, InputError, WeightsError
 from selfloop.workflows.flow.job import Place
 from selfloop.workflows.flow.pools import Pool, Replica
+from selfloop.workflows.flow.trainers import TrainerGroup
 
-__all__ = ["Actors", "connect"]
+__all__ = ["Actors", "Specs", "connect"]
 
 LOAD_SECONDS = 600.0
 START_SECONDS = 900.0
 PROBE_TOKENS = 16
-IN_FLIGHT = {"engine": 4, "worker": 4, "trainer": 2}
+ENGINE_BATCHES = 4  # in flight on one engine, so that it never drains at a batch border
+WORKER_BATCHES = 4
 
 
 def connect(config: Config) -> int:
@@ -52,54 +53,6 @@ def connect(config: Config) -> int:
     return gpus
 
 
-class TrainerGroup:
-    """The trainer's ranks. All take part in every call; the first one's answer counts."""
-
-    def __init__(self, spec: TrainerSpec, options: Sequence[dict[str, Any]]):
-        self.spec = spec
-        self.options = options
-        self.loaded = ""
-        self.receipt: Mapping[str, str] = {}
-        self.running: list[Any] = []
-        self.pool = Pool("trainer", 1, IN_FLIGHT["trainer"], self.start)
-
-    def start(self, _: int) -> Any:
-        """Start all ranks; the pool knows the first."""
-        self.loaded = ""
-        made = ray.remote(Rank)
-        self.ranks = [
-            made.options(**options).remote(self.spec, index) for index, options in enumerate(self.options)
-        ]
-        address = self.ranks[0].address.remote()
-        self.joined = [rank.join.remote(address) for rank in self.ranks]
-        return self.ranks[0]
-
-    @property
-    def busy(self) -> bool:
-        """Whether a training is under way, or measuring that it would have to wait for."""
-        self.running = (
-            ray.wait(self.running, num_returns=len(self.running), timeout=0)[1] if self.running else []
-        )
-        return bool(self.running) or self.pool.in_flight > 0
-
-    def train(self, work: dict[str, Any], rows: Sequence[Any]) -> Any:
-        """Start training; the reference resolves to the first rank's TrainResult."""
-        refs = [rank.train.remote(work, list(rows)) for rank in self.ranks]
-        self.running = refs
-        self.loaded = ""
-        return refs[0]
-
-    def logprobs(
-        self, folder: str | None, contexts: list[list[int]], targets: list[list[int]]
-    ) -> list[list[float]]:
-        """Log-probs under the weights of a folder (None: the ones now loaded)."""
-        return ray.get([rank.logprobs.remote(folder, contexts, targets) for rank in self.ranks])[0]
-
-    def close(self) -> None:
-        for rank in self.ranks:
-            ray.kill(rank, no_restart=True)
-
-
 @dataclass(frozen=True)
 class Specs:
     """What the actors are started with."""
@@ -110,9 +63,13 @@ class Specs:
     probe_limit: float
     trust_remote_code: bool = False
 
+    @property
+    def fake(self) -> bool:
+        return self.engine.engine == "fake"
+
 
 class Actors:
-    """All actors of a run, and how weights get from the trainer to the engines."""
+    """All actors of a run."""
 
     def __init__(self, config: Config, specs: Specs, gpus: int):
         self.specs = specs
@@ -124,14 +81,13 @@ class Actors:
         ]
         offset = 0 if config.placement == "colocated" else config.generator.replicas
         ranks = [self.options(share.rank, offset + index) for index in range(config.trainer.ranks)]
-        self.trainer = TrainerGroup(specs.trainer, ranks)
-        self.engines = Pool("generator", config.generator.replicas, IN_FLIGHT["engine"], self.start_engine)
-        free = {"num_cpus": 0}
-        self.workers = Pool(
-            "worker", 1, IN_FLIGHT["worker"], lambda _: ray.remote(Worker).options(**free).remote()
-        )
-        self.writer = ray.remote(Worker).options(**free).remote()
+        self.trainer = TrainerGroup(specs.trainer, ranks, specs.fake)
+        self.engines = Pool("generator", config.generator.replicas, ENGINE_BATCHES, self.start_engine)
+        self.workers = Pool("worker", 1, WORKER_BATCHES, self.start_worker)
+        self.writer = self.start_worker(0)
         self.asleep = False
+        self.current: tuple[str, int, Place] = ("", 0, Place(""))
+        self.expected: dict[str, Mapping[str, str]] = {}
 
     def reserve(self, wanted: list[dict[str, float]]) -> PlacementGroup:
         group = placement_group(wanted, strategy="PACK")
@@ -156,74 +112,101 @@ class Actors:
         actor = ray.remote(Generator).options(max_concurrency=64, **self.engine_options[index])
         return actor.remote(self.specs.engine, "policy@0", self.specs.trust_remote_code)
 
+    def start_worker(self, _: int) -> Any:
+        return ray.remote(Worker).options(num_cpus=0).remote()
+
     def wait_until_ready(self) -> None:
         """Return once every actor has started; an error in any start is raised here."""
         every = [replica.actor.ready.remote() for replica in [*self.engines.replicas, *self.workers.replicas]]
-        every += [self.writer.ready.remote(), *self.trainer.joined]
-        ray.get(every, timeout=START_SECONDS)
+        ray.get([*every, self.writer.ready.remote(), *self.trainer.joined], timeout=START_SECONDS)
 
     # weights
 
     def serve(self, label: str, version: int, place: Place) -> float | None:
         """Let every replica serve this model, prove it, and return the probe's gap in nats."""
+        self.current = (label, version, place)
         source = self.source(label, place)
         receipts = self.engines.every("load", label, version, source, timeout=LOAD_SECONDS)
-        sent = self.trainer.receipt if label == self.trainer.loaded else place.receipt
-        if sent is None:
-            sent = ray.get(self.engines.replicas[0].actor.expected.remote(place.folder))
         for replica, receipt in zip(self.engines.replicas, receipts, strict=True):
-            prove_receipt(sent, receipt, version, replica.name)
+            prove_receipt(self.sent(label, place), receipt, version, replica.name)
         self.engines.model = label
         self.asleep = False
-        return self.probe(label, place)
+        return self.probe(self.engines.replicas)
+
+    def load(self, replica: Replica) -> None:
+        """Give a fresh replica the current weights, proven, before it answers."""
+        label, version, place = self.current
+        receipt = ray.get(replica.actor.load.remote(label, version, place.folder), timeout=START_SECONDS)
+        prove_receipt(self.sent(label, place), receipt, version, replica.name)
 
     def source(self, label: str, place: Place) -> Any:
-        """The trainer's buckets if it holds this model, else the checkpoint folder."""
+        """References to the trainer's buckets if it holds this model, else the checkpoint folder."""
         if label != self.trainer.loaded:
             return place.folder
-        receipt, buckets = ray.get(
+        self.trainer.receipt, buckets = ray.get(
             [rank.weights.remote() for rank in self.trainer.ranks], timeout=LOAD_SECONDS
         )[0]
-        self.trainer.receipt = receipt
         return buckets
 
-    def probe(self, label: str, place: Place) -> float | None:
-        """Compare the engines' log-probs on a fixed batch with the trainer's."""
-        if self.specs.engine.engine == "fake":
+    def sent(self, label: str, place: Place) -> Mapping[str, str]:
+        """The receipt that must come back for this model."""
+        if label == self.trainer.loaded:
+            return self.trainer.receipt
+        if place.receipt is not None:
+            return place.receipt
+        if place.folder not in self.expected:
+            self.expected[place.folder] = ray.get(
+                self.engines.replicas[0].actor.expected.remote(place.folder)
+            )
+        return self.expected[place.folder]
+
+    def probe(self, replicas: Sequence[Replica]) -> float | None:
+        """Compare engines' log-probs on a fixed batch with the trainer's; the largest gap in nats."""
+        if self.specs.fake:
             return None
-        found: list[Probe] = self.engines.every(
-            "probe", self.specs.probe_messages, PROBE_TOKENS, timeout=LOAD_SECONDS
-        )
-        gap = 0.0
+        label, _, place = self.current
+        asked = [one.actor.probe.remote(self.specs.probe_messages, PROBE_TOKENS) for one in replicas]
+        found: list[Probe] = ray.get(asked, timeout=LOAD_SECONDS)
         folder = None if label == self.trainer.loaded else place.folder
-        for replica, probe in zip(self.engines.replicas, found, strict=True):
+        gap = 0.0
+        for replica, probe in zip(replicas, found, strict=True):
             wanted = self.trainer.logprobs(folder, [ids for ids, _, _ in probe], [ids for _, ids, _ in probe])
             for ours, (_, _, theirs) in zip(wanted, probe, strict=True):
                 gap = max([gap, *(abs(a - b) for a, b in zip(ours, theirs, strict=True))])
             if not gap <= self.specs.probe_limit:
                 raise WeightsError(
                     f"{replica.name} serves {label}, yet its log-probs on the probe batch differ from the trainer's by {gap:.3g} "
-                    f"nats (limit {self.specs.probe_limit:g}). The weights arrived but are not what it computes with. Check that the "
-                    "engine and the trainer agree on the architecture and precision; probe_limit sets the limit"
+                    f"nats (limit {self.specs.probe_limit:g}). The weights arrived but are not what it computes with. Check that "
+                    "the engine and the trainer agree on the architecture and precision; probe_limit sets the limit"
                 )
         return gap
 
     def trained(self, label: str, receipt: Mapping[str, str]) -> None:
         """The trainer now holds this model."""
-        self.trainer.loaded = label
-        self.trainer.receipt = receipt
+        self.trainer.loaded, self.trainer.receipt = label, receipt
 
     def before_training(self) -> None:
-        """Colocated on GPUs: engines give their memory back; they load and prove the weights again before they answer."""
+        """Colocated on GPUs: engines give their memory back; they load and prove weights again before they answer."""
         if self.config.placement == "colocated" and self.specs.engine.device == "cuda" and not self.asleep:
             self.engines.every("sleep", timeout=LOAD_SECONDS)
             self.engines.model, self.asleep = "asleep", True
 
+    # deaths
+
     def revive(self, pool: Pool, replica: Replica) -> None:
         """Start a fresh actor for a dead one; an engine gets the current weights before it answers."""
         if pool is self.trainer.pool:
-            self.trainer.close()
+            self.trainer.rebuild()
+            return
         pool.replace(replica)
+        if pool is self.engines and pool.model not in ("", "asleep"):
+            self.load(replica)
+            self.probe([replica])
+
+    def revive_writer(self, dead: Any) -> None:
+        """Start a fresh writer, unless another call has done so already."""
+        if dead is self.writer:
+            self.writer = self.start_worker(0)
 
     def close(self) -> None:
         self.engines.close()

@@ -8,71 +8,43 @@ what is released meanwhile is read back from its committed parts instead of push
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
-
-from selfloop.workflows.errors import EngineError, SelfloopError
+from selfloop.workflows.flow.calls import Call, Calls, Write
 from selfloop.workflows.flow.cluster import Actors
 from selfloop.workflows.flow.flows import Batch, Flow
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job, Meta
 from selfloop.workflows.flow.outcome import Outcome
-from selfloop.workflows.flow.pools import Pool, Replica
+from selfloop.workflows.flow.pools import Pool
 from selfloop.workflows.flow.runner import PART_ROWS, Runner
+from selfloop.workflows.flow.trainers import TrainingCall
 
 __all__ = ["Executor"]
 
 AHEAD = 4  # batches a node may be ahead of its slowest reader, beyond what fills the replicas
 PART_SECONDS = 5.0  # a part is also written when its first batch has waited this long
-TRIES = 3  # times a batch is sent again after its replica died
-
-
-@dataclass
-class Call:
-    """A batch on its way: where it was sent, and what it needs to be sent again."""
-
-    flow: Flow
-    index: int
-    pool: Pool | None
-    replica: Replica | None
-    data: Any
-    tries: int = 1
-
-
-@dataclass
-class Write:
-    """A part on its way to the disk."""
-
-    flow: Flow
-    batches: list[Meta]
 
 
 class Executor(Runner):
     """Runs one iteration's graph at a time; the actors live on between iterations."""
 
-    def __init__(self, job: Job, actors: Actors):
+    def __init__(self, job: Job, actors: Actors, patience: float = 600.0):
         super().__init__(job)
         self.actors = actors
-        self.calls: dict[Any, Call | Write] = {}
-        self.shared: dict[str, Any] = {}
+        self.calls = Calls(job, actors, patience)
         self.flushed: dict[str, float] = {}
         self.wanted = ""
+        self.training: TrainingCall | None = None
 
     def run(self, graph: Graph) -> Outcome:
         """Run every node that is not complete yet; returns the models made and the numbers measured."""
         self.begin(graph)
-        self.shared = {node.name: ray.put(node.op) for node in graph if node.op is not None}
-        try:
-            while not all(flow.complete for flow in self.flows.values()):
-                self.switch_models()
-                sent = self.dispatch()
-                self.flush()
-                self.collect(wait=not sent)
-        finally:
-            self.flows, self.shared = {}, {}
+        self.calls.begin(graph.iteration, {node.name: node.op for node in graph if node.op is not None})
+        while not all(flow.complete for flow in self.flows.values()):
+            self.switch_models()
+            sent = self.dispatch()
+            self.flush()
+            self.collect(wait=0.0 if sent else 0.2)
         return self.outcome
 
     # which model each pool serves
@@ -151,7 +123,7 @@ class Executor(Runner):
         data = [source.fetch(index) for source, index in needs]
         if any(one is None for one in data):
             return False
-        self.send(Call(flow, flow.sent, pool, replica, data))
+        self.calls.send(Call(flow, flow.sent, pool, replica, tuple(data)))
         flow.sent += 1
         flow.in_flight += 1
         return True
@@ -162,20 +134,6 @@ class Executor(Runner):
             flow.node.op.place, self.actors.workers
         )
 
-    def send(self, call: Call) -> None:
-        """Hand a batch to its replica."""
-        node = call.flow.node
-        assert call.replica is not None
-        call.replica.in_flight += 1
-        context = self.job.context(node, self.graph.iteration)
-        method = call.replica.actor.run.options(num_returns=2)
-        data, meta = method.remote(self.shared[node.name], context, *call.data)
-        self.calls[meta] = call
-        call.data = (call.data, data)
-        self.job.folder.event(
-            "batch", iteration=self.graph.iteration, node=node.name, batch=call.index, on=call.replica.name
-        )
-
     def send_barrier(self, flow: Flow) -> bool:
         """Run a gather or a summary on its whole inputs, once."""
         replica = self.actors.workers.free()
@@ -184,88 +142,48 @@ class Executor(Runner):
         if flow.sent or replica is None:
             return False
         inputs = [[source.fetch(index) for index in range(source.total or 0)] for source in flow.inputs]
-        replica.in_flight += 1
-        method = replica.actor.gather.options(num_returns=2)
-        context = self.job.context(flow.node, self.graph.iteration)
-        data, meta = method.remote(self.shared[flow.node.name], context, self.job.batch_size, *inputs)
-        self.calls[meta] = Call(flow, 0, self.actors.workers, replica, (inputs, data))
+        args = (self.job.batch_size, *inputs)
+        self.calls.send(Call(flow, 0, self.actors.workers, replica, args, "gather"))
         flow.sent, flow.in_flight = 1, 1
         return True
 
     def send_training(self, flow: Flow) -> bool:
-        """Start a train node: its rows are read from their parts by the trainer's ranks."""
-        if flow.sent or self.actors.trainer.busy:
+        """Run a train node: its rows are read from their parts by the trainer's ranks. Other nodes go on meanwhile."""
+        if flow.sent:
+            if self.training is not None and self.training.flow is flow:
+                result = self.training.poll()
+                if result is not None:
+                    self.training = None
+                    self.finish_training(flow, result)
+            return False
+        if self.training is not None or self.actors.trainer.pool.in_flight:
             return False
         self.actors.before_training()
         source = flow.inputs[0]
-        stored = [source.fetch(index) for index in range(source.total or 0)]
-        result = self.actors.trainer.train(self.job.train_work(flow.node, self.graph), stored)
-        self.calls[result] = Call(flow, 0, None, None, None)
-        flow.sent, flow.in_flight = 1, 1
+        rows = [source.fetch(index) for index in range(source.total or 0)]
         self.job.folder.event("train", iteration=self.graph.iteration, node=flow.node.name)
+        self.training = TrainingCall(
+            flow, self.actors.trainer, self.job.train_work(flow.node, self.graph), rows, self.job.folder.event
+        )
+        flow.sent, flow.in_flight = 1, 1
         return True
 
     # receiving
 
-    def collect(self, wait: bool) -> None:
+    def collect(self, wait: float) -> None:
         """Take in what has finished; wait a moment for the first if there was nothing to send."""
-        if not self.calls:
-            return
-        done, _ = ray.wait(list(self.calls), num_returns=1, timeout=0.2 if wait else 0)
-        if done and len(self.calls) > 1:
-            done, _ = ray.wait(list(self.calls), num_returns=len(self.calls), timeout=0)
-        for ref in done:
-            call = self.calls.pop(ref)
+        if not self.calls.running and self.training is not None:
+            self.training.wait(wait)
+        for call, result in self.calls.finished(min(wait, 0.02) if self.training else wait):
             if isinstance(call, Write):
-                call.flow.committed(*self.get(ref, call.flow))
+                call.flow.committed(*result)
                 self.note_commit(call.flow)
-            else:
-                self.receive(ref, call)
-
-    def receive(self, ref: Any, call: Call) -> None:
-        if call.replica is not None:
-            call.replica.in_flight -= 1
-        try:
-            result = self.get(ref, call.flow)
-        except RayActorError as error:
-            self.again(call, error)
-            return
-        if call.flow.node.training is not None:
-            self.finish_training(call.flow, result)
-            return
-        _, data = call.data
-        splits = result.pop("splits", None)
-        call.flow.finish(Batch(call.index, data, result))
-        if splits is not None:
-            self.split_barrier(call.flow, splits)
-        self.report(call.flow)
-
-    def get(self, ref: Any, flow: Flow) -> Any:
-        """A result, or the typed error behind a failed call. A dead actor's RayActorError passes."""
-        try:
-            return ray.get(ref)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, SelfloopError):
-                raise cause from None
-            raise EngineError(
-                f"node {flow.node.name!r} broke: {type(cause).__name__}: {cause}\n{error}"
-            ) from None
-
-    def again(self, call: Call, error: RayActorError) -> None:
-        """A replica died: start another in its place, give it the weights, and send the batch again."""
-        if call.replica is None or call.pool is None:
-            raise EngineError(
-                f"the trainer died while training node {call.flow.node.name!r}: {error}"
-            ) from error
-        if call.tries >= TRIES:
-            raise EngineError(
-                f"batch {call.index} of node {call.flow.node.name!r} ended {call.tries} replicas of {call.pool.name}; "
-                f"it was not sent again. The last one: {error}"
-            )
-        self.job.folder.event("died", replica=call.replica.name, node=call.flow.node.name, batch=call.index)
-        self.actors.revive(call.pool, call.replica)
-        self.send(Call(call.flow, call.index, call.pool, call.replica, call.data[0], call.tries + 1))
+                continue
+            splits = result.pop("splits", None)
+            call.flow.finish(Batch(call.index, call.data, result))
+            if splits is not None:
+                self.split_barrier(call.flow, splits)
+            self.report(call.flow)
 
     # committing
 
@@ -290,12 +208,10 @@ class Executor(Runner):
             for meta in (batch.meta if isinstance(batch.meta, list) else [batch.meta])
         ]
         folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
-        first = len(flow.stored)
-        ref = self.actors.writer.write.remote(
-            folder, flow.parts, first, metas, *[batch.data for batch in batches]
+        self.calls.write(
+            flow, folder, flow.parts, len(flow.stored), metas, *[batch.data for batch in batches]
         )
         flow.writing += 1
-        self.calls[ref] = Write(flow, metas)
 
     def split_barrier(self, flow: Flow, splits: list[int]) -> None:
         """A barrier's rows become batches of their own once they are committed."""

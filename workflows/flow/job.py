@@ -177,6 +177,9 @@ class Job:
 
     def settle(self, graph: Graph) -> dict[str, Place]:
         """The models an iteration ended in, by role, under their plain names (policy@3) from now on."""
+        before = f"@{graph.iteration - 1}"
+        for name in [name for name in self.places if name.endswith(before)]:
+            self.places[f"{name.removesuffix(before)}@{graph.iteration}"] = self.places[name]
         for role, model in graph.outputs.items():
             self.places[f"{role}@{graph.iteration}"] = self.place(model)
         return {role: self.place(model) for role, model in graph.outputs.items()}

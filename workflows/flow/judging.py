@@ -115,6 +115,11 @@ class JudgeBy(JudgeOp):
             judged[rows[place].index] = (self.combine(single), single)
         return add_verdicts(tables[0], self.column, judged)
 
+    def failed(self, table: pa.Table, context: Context, error: str) -> pa.Table:
+        """The verdicts of rows that could not be judged at all."""
+        broken: Judged = (Verdict(None, "failed", error), [])
+        return add_verdicts(table, self.column, dict.fromkeys(range(table.num_rows), broken))
+
     def combine(self, single: list[Verdict]) -> Verdict:
         """The aggregate of the valid judgements; failed only if every one of them failed."""
         assert isinstance(self.judge, PromptJudge)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 
 from selfloop.actors.engines import Engine
-from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.codec import Codec
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.graph import Graph
@@ -20,7 +16,7 @@ from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.runner import PART_ROWS, Runner
 from selfloop.workflows.store.parts import read_batches, write_part
 
-__all__ = ["FakeTrainer", "LocalRuntime"]
+__all__ = ["LocalRuntime"]
 
 
 class LocalRuntime(Runner):
@@ -122,33 +118,3 @@ class InProcess:
         self, folder: str, contexts: list[list[int]], targets: list[list[int]]
     ) -> list[list[float]]:
         return self.trainer.logprobs(folder, contexts, targets)
-
-
-class FakeTrainer:
-    """A trainer that trains nothing: the new checkpoint is a copy of the start. It refuses what a real one refuses.
-
-    `works` keeps what it was given, for tests to look at.
-    """
-
-    def __init__(self) -> None:
-        self.works: list[Any] = []
-
-    def train(self, work: Any) -> Any:
-        self.works.append(work)
-        if work.table.num_rows == 0:
-            raise TrainerError(
-                f"there is nothing to train {work.role}@{work.version} on: the node before it kept no row"
-            )
-        needed = [f"{view}_ids" for view in work.objective.views] + list(work.objective.columns)
-        missing = [name for name in needed if name not in work.table.column_names]
-        if missing:
-            raise TrainerError(f"the rows for {type(work.objective).__name__} lack {', '.join(missing)}")
-        shutil.copytree(work.start, work.out, dirs_exist_ok=True)
-        Path(work.state_out).mkdir(parents=True, exist_ok=True)
-        return SimpleNamespace(version=work.version, checksum=f"fake-{work.version}", receipt={}, steps=1,
-                               metrics={"loss": 0.0}, curve=[])  # fmt: skip
-
-    def logprobs(
-        self, folder: str | None, contexts: list[list[int]], targets: list[list[int]]
-    ) -> list[list[float]]:
-        return [[-1.0] * len(ids) for ids in targets]

@@ -14,7 +14,7 @@ from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.run import RunFolder
-from selfloop.workflows.trackers import Trackers
+from selfloop.workflows.trackers import Trackers, read_metrics
 
 __all__ = ["Runtime", "local_runtime", "loop", "run"]
 
@@ -35,14 +35,16 @@ def run(config: Config, run_dir: str | Path, console: Console | None = None) -> 
     setup = Setup(config)
     folder = RunFolder(run_dir)
     going_on = folder.open(config.model_dump(mode="json"))
-    console = console or Console()
+    console = console or Console(config.iterations)
     with console:
         try:
             if going_on and folder.completed() >= config.iterations:
                 console.line(f"This run is finished: {config.iterations} iterations are in {folder.path}.")
-                return Trackers(folder.path, config).history()
+                return read_metrics(folder.path)
             with ray_runtime(setup, folder, console) as (runtime, job):
-                return loop(setup, folder, runtime, job, console)
+                history = loop(setup, folder, runtime, job, console)
+            console.done(folder.path)
+            return history
         finally:
             folder.close()
 
@@ -53,11 +55,11 @@ def loop(
     """Iterate from the first incomplete iteration to the last, or until the recipe stops."""
     config = setup.config
     trackers = Trackers(folder.path, config)
-    job.progress = lambda node, state: show(console, node, state)
     try:
         for index in range(restore(job, setup, folder) + 1, config.iterations + 1):
             graph = setup.planner.graph(index)
             started = time.monotonic()
+            job.progress = Progress(console)
             folder.event("iteration", iteration=index)
             outcome = runtime.run(graph)
             roles = job.settle(graph)
@@ -65,12 +67,12 @@ def loop(
             trackers.log(index, metrics)
             folder.commit_iteration(index, {role: asdict(place) for role, place in roles.items()})
             console.iteration(index, metrics)
-            if index and setup.recipe.stop(trackers.history()):
+            if index and setup.recipe.stop(read_metrics(folder.path)):
                 console.line(
                     f"The recipe stops after iteration {index}: its own rule says that there is nothing left to gain."
                 )
                 break
-        return trackers.history()
+        return read_metrics(folder.path)
     finally:
         trackers.close()
 
@@ -116,11 +118,20 @@ def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, floa
     return metrics
 
 
-def show(console: Console, node: str, state: Meta) -> None:
-    """One node's progress for the console."""
-    console.stage(
-        node, state.get("rows", 0), state["batches"], state["total"], state.get("tokens", 0), state["queued"]
-    )
+class Progress:
+    """Tells the console how far each node is, with its rate of sampled tokens."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.started: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, node: str, state: Meta) -> None:
+        now, tokens = time.monotonic(), state.get("tokens", 0)
+        since, before = self.started.setdefault(node, (now, tokens))
+        rate = (tokens - before) / (now - since) if now - since > 0.5 else None
+        rows, batches, total = state.get("rows", 0), state["batches"], state["total"]
+        expected = round(rows / batches * total) if batches and total else None
+        self.console.stage(node, rows, expected, rate or None, state["queued"] or None, state["complete"])
 
 
 def local_runtime(setup: Setup, folder: RunFolder, engine: Any, trainer: Any) -> tuple[Runtime, Job]:

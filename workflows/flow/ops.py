@@ -184,6 +184,16 @@ class Sample(Op):
         )
         return add_responses(repeated, rows, seeds, [k for _ in names for k in range(self.n)], context)
 
+    def failed(self, table: pa.Table, context: Context, error: str) -> pa.Table:
+        """The rows of prompts that could not be sampled at all."""
+        count = table.num_rows * self.n
+        prompts = table.select([name for name in table.column_names if name in PROMPT_COLUMNS])
+        repeated = prompts.take(
+            pa.array([row for row in range(table.num_rows) for _ in range(self.n)], pa.int64())
+        )
+        samples = list(range(self.n)) * table.num_rows
+        return add_responses(repeated, [reply_row(None, [], error)] * count, [0] * count, samples, context)
+
 
 def encode(codec: Codec, messages: list[dict[str, str]]) -> tuple[list[int], str | None]:
     """Tokens of a prompt, or why the chat template refused it."""
@@ -214,8 +224,7 @@ def add_responses(
     table: pa.Table, rows: list[dict[str, Any]], seeds: list[int], samples: list[int], context: Context
 ) -> pa.Table:
     """Append the response columns to a table that has one row a response."""
-    assert context.codec is not None
-    texts = context.codec.decode([row["response_ids"] for row in rows])
+    texts = context.codec.decode([row["response_ids"] for row in rows]) if context.codec else [""] * len(rows)
     made: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
     made |= {
         "sample": samples,

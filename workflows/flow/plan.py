@@ -12,6 +12,7 @@ from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow import ops
 from selfloop.workflows.flow.graph import Graph, ModelRef
 from selfloop.workflows.flow.stream import Builder, Iteration, Model, SourceInfo, Stream
+from selfloop.workflows.judges.answers import Extract
 from selfloop.workflows.judges.base import Verifier
 from selfloop.workflows.recipes.base import Recipe
 
@@ -25,13 +26,16 @@ class HeldoutSummary:
     """The evaluation's last node: `evaluation.heldout.heldout_metrics` on the held-out rows."""
 
     bootstrap: int
+    extract: Extract = "text"
 
     def __call__(
         self, sampled: pa.Table, greedy: pa.Table, previous: pa.Table | None = None, *, seed: int
     ) -> dict[str, float]:
         from selfloop.workflows.evaluation.heldout import heldout_metrics
 
-        return heldout_metrics(sampled, greedy, previous, seed=seed, bootstrap=self.bootstrap)
+        return heldout_metrics(
+            sampled, greedy, previous, seed=seed, bootstrap=self.bootstrap, extract=self.extract
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Planner:
             sampled = sampled.judge(self.checker, name="heldout-verified")
             greedy = greedy.judge(self.checker, name=GREEDY)
         sampled = sampled.measure(it.initial, column="initial_logprobs", name="heldout-measured")
+        extract: Extract = getattr(self.checker, "extract", "text")
         inputs = [greedy]
         earlier = (
             it.index - self.evaluation.every
@@ -97,7 +102,7 @@ class Planner:
         )
         if earlier >= 0:
             inputs.append(self.stored(it, earlier, GREEDY, greedy))
-        sampled.add(ops.Summary(HeldoutSummary(chosen.bootstrap)), *inputs, name="evaluation")
+        sampled.add(ops.Summary(HeldoutSummary(chosen.bootstrap, extract)), *inputs, name="evaluation")
         it.builder.evaluation = False
 
     def verified(self, it: Iteration) -> bool:

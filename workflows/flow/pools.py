@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -13,11 +14,13 @@ __all__ = ["Pool", "Replica"]
 
 @dataclass
 class Replica:
-    """One actor and what is in flight on it."""
+    """One actor and what is in flight on it. generation: how many actors have stood in this place before."""
 
     name: str
     actor: Any
     in_flight: int = 0
+    generation: int = 0
+    heard: float = field(default_factory=time.monotonic)  # when it last answered, or was sent work while idle
 
 
 class Pool:
@@ -47,7 +50,8 @@ class Pool:
         """Start a fresh actor in the place of a dead one."""
         ray.kill(replica.actor, no_restart=True)
         replica.actor = self.make(self.replicas.index(replica))
-        replica.in_flight = 0
+        replica.generation += 1
+        replica.in_flight, replica.heard = 0, time.monotonic()
 
     def close(self) -> None:
         for replica in self.replicas:

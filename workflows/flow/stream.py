@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -178,7 +177,7 @@ class Iteration:
     sources: dict[str, SourceInfo]
     checker: Verifier | None = None
     max_tokens: int = 256
-    saved_columns: Mapping[str, frozenset[str]] = MappingProxyType({})
+    saved_columns: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def policy(self) -> Model:

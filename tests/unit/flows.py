@@ -1,0 +1,84 @@
+"""What the tests of both runtimes share: a small config with fake engines, and the two runtimes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selfloop.actors.engines import EngineSpec, make_engine
+from selfloop.actors.fakes import FakeTrainer
+from selfloop.workflows.config import Config
+from selfloop.workflows.flow.job import Job
+from selfloop.workflows.flow.loop import Runtime, local_runtime, loop
+from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.recipes.base import Recipe
+from selfloop.workflows.report.console import Console
+from selfloop.workflows.store.parts import read_table
+from selfloop.workflows.store.run import RunFolder
+
+
+def fake_config(recipe: str = "self-rewarding", **more: Any) -> Config:
+    """Two iterations over 24 prompts with fake engines."""
+    fields: dict[str, Any] = {
+        "recipe": recipe,
+        "iterations": 2,
+        "batch_size": 5,
+        "prompts": {"heldout": 8, "options": {"size": 24}},
+        "generator": {"engine": "fake", "max_tokens": 32, "options": {"emit_version": False}},
+        "evaluation": {"samples": 2, "bootstrap": 100},
+        **more,
+    }
+    return Config(**fields)
+
+
+class FixedSetup(Setup):
+    """A setup whose recipe is given as an object: graphs that are no registered recipe."""
+
+    fixed: Recipe | None = None
+
+    @property
+    def recipe(self) -> Recipe:  # pyright: ignore[reportIncompatibleVariableOverride]
+        assert self.fixed is not None
+        return self.fixed
+
+
+def setup_of(config: Config, recipe: Recipe | None = None) -> Setup:
+    if recipe is None:
+        return Setup(config)
+    made = FixedSetup(config)
+    object.__setattr__(made, "fixed", recipe)
+    return made
+
+
+@contextmanager
+def runtime_of(name: str, setup: Setup, folder: RunFolder) -> Iterator[tuple[Runtime, Job]]:
+    """The local or the Ray runtime on this setup, both with the engine that the config names and a fake trainer."""
+    if name == "local":
+        generator = setup.config.generator
+        spec = EngineSpec(generator.engine, str(setup.folder), options=dict(generator.options))
+        yield local_runtime(setup, folder, make_engine(spec), FakeTrainer(str(setup.folder)))
+        return
+    from selfloop.workflows.flow.ray_runtime import ray_runtime
+
+    with ray_runtime(setup, folder, Console(live=False)) as made:
+        yield made
+
+
+def run_on(name: str, config: Config, path: Path, recipe: Recipe | None = None) -> list[dict[str, Any]]:
+    """A whole run; returns its metrics."""
+    setup = setup_of(config, recipe)
+    folder = RunFolder(path)
+    folder.open(config.model_dump(mode="json"))
+    try:
+        with runtime_of(name, setup, folder) as (runtime, job):
+            return loop(setup, folder, runtime, job, Console(live=False))
+    finally:
+        folder.close()
+
+
+def rows_of(path: Path, iteration: int, node: str) -> list[dict[str, Any]]:
+    """The committed rows of a node, in order."""
+    parts = RunFolder(path).parts(iteration, node)
+    return [row for part in parts for row in read_table(part.path).to_pylist()]

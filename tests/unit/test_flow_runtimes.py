@@ -1,0 +1,183 @@
+"""One suite for both runtimes: what a graph means must not depend on where it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from selfloop.workflows.errors import FailedRowsError, SelfloopError, TrainerError
+from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.judges.base import Verifier
+from selfloop.workflows.objectives.dpo import DPO
+from selfloop.workflows.objectives.sft import SFT
+from selfloop.workflows.recipes.base import Recipe
+from selfloop.workflows.store.parts import read_table, row_hash
+from selfloop.workflows.store.run import RunFolder
+
+from .flows import fake_config, rows_of, run_on
+
+RUNTIMES = ["local", pytest.param("ray", marks=pytest.mark.real)]
+runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
+
+
+class Length(Verifier):
+    """Longer is better; a length of 3 breaks it, a length of 4 it cannot judge."""
+
+    reads = ("prompt", "response_ids")
+
+    def verify(self, row: Any) -> float | None:
+        if len(row["response_ids"]) == 3:
+            raise ValueError("three")
+        return None if len(row["response_ids"]) == 4 else float(len(row["response_ids"]))
+
+
+def long_against_short(rows: list[Any], rng: Any) -> list[tuple[Any, Any]]:
+    rows = [row for row in rows if row["score_state"] == "score"]
+    best, worst = (
+        max(rows, key=lambda row: row["score"], default=None),
+        min(rows, key=lambda row: row["score"], default=None),
+    )
+    return [(best, worst)] if best is not None and best["score"] > worst["score"] else []
+
+
+def keep_none(rows: list[Any], rng: Any) -> list[Any]:
+    return []
+
+
+def keep_random(rows: list[Any], rng: Any) -> list[Any]:
+    return rng.sample(rows, 2)
+
+
+def shout(row: Any, rng: Any) -> dict[str, Any] | None:
+    return {"prompt": [{"role": "user", "content": row["prompt"][0]["content"].upper()}]}
+
+
+def first_half(table: pa.Table, rng: Any) -> pa.Table:
+    return table.slice(0, table.num_rows // 2)
+
+
+class Plain(Recipe):
+    def iteration(self, it: Iteration) -> Model:
+        pairs = it.prompts().sample(it.policy, n=4).judge(Length()).pair(long_against_short)
+        return it.policy.train(pairs, DPO(), reference=it.policy, optimizer="fresh")
+
+
+class Wide(Recipe):
+    """Two models in one iteration, a merge, a concat, a map, a gather, a saved stream, a model that is thrown away."""
+
+    def iteration(self, it: Iteration) -> Model:
+        prompts = it.prompts()
+        both = prompts.sample(it.policy, n=2).merge(prompts.sample(it.initial, n=2, name="from-initial"))
+        loud = prompts.map(shout, reads=("prompt",)).sample(it.policy, n=1, name="loud")
+        rows = both.keep(keep_random).concat(loud).gather(first_half)
+        ahead = it.policy.train(rows, SFT(), reference=None, optimizer="fresh", name="ahead")
+        checked = prompts.sample(ahead, n=2, name="from-ahead").judge(Length()).pair(long_against_short)
+        kept = it.saved("pairs", default=None)
+        checked.save("pairs")
+        learned = checked if kept is None else checked.concat(kept, name="with-earlier")
+        return it.policy.train(learned, DPO(), reference=it.policy, optimizer="fresh")
+
+
+class Empty(Recipe):
+    def iteration(self, it: Iteration) -> Model:
+        kept = it.prompts().sample(it.policy, n=1).keep(keep_none)
+        return it.policy.train(kept, SFT(), reference=None, optimizer="fresh")
+
+
+@runtimes
+def test_a_run_commits_every_node_and_evaluates_every_iteration(runtime: str, tmp_path: Path) -> None:
+    metrics = run_on(runtime, fake_config(), tmp_path / "run", Plain())
+    assert [line["iteration"] for line in metrics] == [0, 1, 2]
+    assert all("heldout_accuracy" in line for line in metrics)
+    manifest = RunFolder(tmp_path / "run").manifest(1)
+    assert manifest["complete"] and manifest["roles"]["policy"]["folder"].endswith("policy")
+    assert manifest["nodes"]["sample"]["rows"] == 24 * 4
+    samples = rows_of(tmp_path / "run", 1, "sample")
+    assert [row["sample"] for row in samples[:5]] == [0, 1, 2, 3, 0]
+    assert {row["model"] for row in samples} == {"policy@0"} and {row["version"] for row in samples} == {0}
+    assert {row["model"] for row in rows_of(tmp_path / "run", 2, "sample")} == {"policy@1"}
+
+
+@runtimes
+def test_verdicts_have_three_states_and_only_scores_are_learned_from(runtime: str, tmp_path: Path) -> None:
+    metrics = run_on(runtime, fake_config(iterations=1), tmp_path / "run", Plain())
+    rows = rows_of(tmp_path / "run", 1, "judge")
+    for row in rows:
+        expected = {3: "failed", 4: "abstain"}.get(len(row["response_ids"]), "score")
+        assert row["score_state"] == expected and (row["score"] is None) == (expected != "score")
+    assert {row["score_state"] for row in rows} == {"score", "abstain", "failed"}
+    assert metrics[1]["judge_score_state_failed"] == sum(row["score_state"] == "failed" for row in rows)
+    assert all(row["chosen_score"] > row["rejected_score"] for row in rows_of(tmp_path / "run", 1, "pair"))
+
+
+@runtimes
+def test_every_verb_and_several_models_in_one_iteration(runtime: str, tmp_path: Path) -> None:
+    run_on(runtime, fake_config(), tmp_path / "run", Wide())
+    merged = rows_of(tmp_path / "run", 2, "merge")
+    assert [row["sample"] for row in merged[:4]] == [0, 1, 2, 3]
+    assert [row["model"] for row in merged[:4]] == ["policy@1", "policy@1", "policy@0", "policy@0"]
+    loud = rows_of(tmp_path / "run", 1, "loud")
+    assert all(row["prompt"][0]["content"].isupper() and row["parent"] for row in loud)
+    assert len(rows_of(tmp_path / "run", 1, "concat")) == 24 * 2 + 24
+    assert len(rows_of(tmp_path / "run", 1, "gather")) == 36
+    assert {row["model"] for row in rows_of(tmp_path / "run", 1, "from-ahead")} == {"policy@1#ahead"}
+    new, both = rows_of(tmp_path / "run", 2, "pairs"), rows_of(tmp_path / "run", 2, "with-earlier")
+    assert both == new + rows_of(tmp_path / "run", 1, "pairs")
+
+
+@runtimes
+def test_rows_do_not_depend_on_the_batch_size(runtime: str, tmp_path: Path) -> None:
+    hashes = set()
+    for size in (5, 64):
+        run_on(runtime, fake_config(batch_size=size, iterations=1), tmp_path / str(size), Wide())
+        folder = RunFolder(tmp_path / str(size))
+        hashes.add(row_hash([read_table(part.path) for part in folder.parts(1, "pairs")]))
+    assert len(hashes) == 1
+
+
+@runtimes
+def test_nothing_to_train_on_stops_the_run(runtime: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="nothing to train"):
+        run_on(runtime, fake_config(), tmp_path / "run", Empty())
+
+
+@runtimes
+def test_failed_rows_are_data_until_there_are_too_many(runtime: str, tmp_path: Path) -> None:
+    blocked = {"engine": "fake", "max_tokens": 32, "options": {"fail_on": {"ids": [1], "how": "error"}}}
+    with pytest.raises(FailedRowsError, match="max_failed_rows"):
+        run_on(runtime, fake_config(generator=blocked), tmp_path / "run", Plain())
+
+
+@runtimes
+def test_a_broken_rule_is_one_clear_error(runtime: str, tmp_path: Path) -> None:
+    with pytest.raises(SelfloopError, match="keep"):
+        run_on(runtime, fake_config(iterations=1), tmp_path / "run", Broken())
+
+
+class Broken(Recipe):
+    def iteration(self, it: Iteration) -> Model:
+        kept = it.prompts().sample(it.policy, n=1).keep(raise_key)
+        return it.policy.train(kept, SFT(), reference=None, optimizer="fresh")
+
+
+def raise_key(rows: list[Any], rng: Any) -> list[Any]:
+    raise KeyError("nothing")
+
+
+@pytest.mark.real
+def test_both_runtimes_give_the_same_rows(tmp_path: Path) -> None:
+    hashes = []
+    for runtime in ("local", "ray"):
+        run_on(runtime, fake_config(), tmp_path / runtime, Wide())
+        folder = RunFolder(tmp_path / runtime)
+        nodes = sorted(folder.manifest(2)["nodes"])
+        hashes.append(
+            {
+                node: row_hash([read_table(part.path) for part in folder.parts(2, node)])
+                for node in nodes
+                if folder.parts(2, node)
+            }
+        )
+    assert hashes[0] == hashes[1] and len(hashes[0]) > 10

@@ -1,0 +1,193 @@
+"""What is in flight: batches on replicas and parts on their way to the disk, and what happens when an actor dies.
+
+Executing is at-least-once: a batch whose replica died is sent again, to a fresh actor that has loaded the current
+weights; one that ends its replicas again and again is sent row by row, and the row that does it becomes a failed row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from selfloop.workflows.errors import EngineError, SelfloopError
+from selfloop.workflows.flow.cluster import Actors
+from selfloop.workflows.flow.flows import Flow
+from selfloop.workflows.flow.job import Job, Meta, count_batch
+from selfloop.workflows.flow.pools import Pool, Replica
+from selfloop.workflows.store.parts import read_batches
+
+__all__ = ["Call", "Calls", "Write"]
+
+TRIES = 3  # times a batch is sent whole before it is sent row by row
+
+
+@dataclass
+class Call:
+    """A batch on its way. args: what the replica's method gets after the op and the context."""
+
+    flow: Flow
+    index: int
+    pool: Pool
+    replica: Replica
+    args: tuple[Any, ...]
+    method: str = "run"
+    generation: int = 0
+    tries: int = 1
+    data: Any = None
+
+
+@dataclass
+class Write:
+    """A part on its way to the disk."""
+
+    flow: Flow
+    args: tuple[Any, ...]
+
+
+class Calls:
+    """Sends, waits and sends again."""
+
+    def __init__(self, job: Job, actors: Actors, patience: float):
+        self.job = job
+        self.actors = actors
+        self.patience = patience
+        self.running: dict[Any, Call | Write] = {}
+        self.ops: dict[str, Any] = {}
+        self.iteration = 0
+
+    def begin(self, iteration: int, ops: dict[str, Any]) -> None:
+        """A new iteration: its ops, put into the object store once."""
+        self.iteration, self.ops, self.running = (
+            iteration,
+            {name: ray.put(op) for name, op in ops.items()},
+            {},
+        )
+
+    def send(self, call: Call) -> None:
+        """Hand a batch to its replica."""
+        node, replica = call.flow.node, call.replica
+        if not replica.in_flight:
+            replica.heard = time.monotonic()
+        replica.in_flight += 1
+        call.generation = replica.generation
+        method = getattr(replica.actor, call.method).options(num_returns=2)
+        call.data, meta = method.remote(
+            self.ops[node.name], self.job.context(node, self.iteration), *call.args
+        )
+        self.running[meta] = call
+        self.job.folder.event(
+            "batch", iteration=self.iteration, node=node.name, batch=call.index, on=replica.name
+        )
+
+    def write(self, flow: Flow, *args: Any) -> None:
+        """Hand consecutive batches to the writer."""
+        self.running[self.actors.writer.write.remote(*args)] = Write(flow, args)
+
+    def finished(self, wait: float) -> Iterator[tuple[Call | Write, Any]]:
+        """What has come back, at least one if any comes within `wait` seconds; deaths are dealt with here."""
+        if not self.running:
+            return
+        done, _ = ray.wait(list(self.running), num_returns=1, timeout=wait)
+        if done and len(self.running) > 1:
+            done, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        for ref in done:
+            call = self.running.pop(ref, None)
+            if call is None:
+                continue
+            try:
+                result = self.get(ref, call.flow)
+            except RayActorError as error:
+                result = self.died(call, error)
+                if result is None:
+                    continue
+            else:
+                self.heard(call)
+            yield call, result
+        self.kill_the_stuck()
+
+    def heard(self, call: Call | Write) -> None:
+        if isinstance(call, Call) and call.generation == call.replica.generation:
+            call.replica.in_flight -= 1
+            call.replica.heard = time.monotonic()
+
+    def get(self, ref: Any, flow: Flow) -> Any:
+        """A result, or the typed error behind a failed call. A dead actor's RayActorError passes."""
+        try:
+            return ray.get(ref)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, SelfloopError):
+                raise cause from None
+            raise EngineError(
+                f"node {flow.node.name!r} broke: {type(cause).__name__}: {cause}\n{error}"
+            ) from None
+
+    # deaths
+
+    def died(self, call: Call | Write, error: RayActorError) -> Meta | None:
+        """An actor died with this call on it: put another in its place once, then send the call again."""
+        if isinstance(call, Write):
+            self.job.folder.event("died", replica="writer", node=call.flow.node.name)
+            self.actors.revive_writer(self.actors.writer)
+            self.write(call.flow, *call.args)
+            return None
+        replica = call.replica
+        self.job.folder.event("died", replica=replica.name, node=call.flow.node.name, batch=call.index)
+        if call.generation == replica.generation:
+            self.actors.revive(call.pool, replica)
+        if call.tries >= TRIES:
+            return self.row_by_row(call, error)
+        call.tries += 1
+        self.send(call)
+        return None
+
+    def kill_the_stuck(self) -> None:
+        """An engine that has answered nothing for too long is ended, and its batches are sent again as after a death."""
+        now = time.monotonic()
+        for replica in self.actors.engines.replicas:
+            if replica.in_flight and now - replica.heard > self.patience:
+                self.job.folder.event("stuck", replica=replica.name, seconds=round(now - replica.heard))
+                replica.heard = now
+                ray.kill(replica.actor, no_restart=True)
+
+    def row_by_row(self, call: Call, error: RayActorError) -> Meta:
+        """Find the row that ends its replicas: it becomes a failed row, all others are computed."""
+        op, node = call.flow.node.op, call.flow.node
+        if op is None or not hasattr(op, "failed") or call.method != "run":
+            raise EngineError(
+                f"batch {call.index} of node {node.name!r} ended {call.tries} {call.pool.name} actors: {error}"
+            )
+        self.job.folder.event("row by row", node=node.name, batch=call.index)
+        whole = read_batches(
+            ray.get([one for one in call.args if isinstance(one, ray.ObjectRef)]) or list(call.args)
+        )[0]
+        context = self.job.context(node, self.iteration)
+        tables: list[pa.Table] = []
+        for piece in prompt_groups(whole):
+            try:
+                refs = call.replica.actor.run.options(num_returns=2).remote(
+                    self.ops[node.name], context, piece
+                )
+                tables.append(ray.get(refs, timeout=self.patience)[0])
+            except (RayActorError, ray.exceptions.GetTimeoutError) as death:
+                self.actors.revive(call.pool, call.replica)
+                tables.append(
+                    op.failed(piece, context, f"it ended the {call.pool.name}: {type(death).__name__}")
+                )  # pyright: ignore
+        table = pa.concat_tables(tables, promote_options="default")
+        call.data = ray.put(table)
+        return {**count_batch(table), "seconds": 0.0}
+
+
+def prompt_groups(table: pa.Table) -> Iterator[pa.Table]:
+    """One table a prompt group."""
+    ids = table["prompt_id"].to_pylist()
+    starts = [place for place in range(len(ids)) if place == 0 or ids[place] != ids[place - 1]]
+    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        yield table.slice(start, end - start)
