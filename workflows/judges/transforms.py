@@ -37,7 +37,7 @@ class LogSigmoidCentred(BaseModel):
 
     Formula: u = log s(r - r_ref), r_ref = the 0.85 quantile of the base policy's rewards on the prompt (one base value
     is the reference itself, such as a canned refusal's reward)
-    Source: Wang, Nagpal, Berant et al. 2024, arXiv 2402.00742, sections 3 and 4
+    Source: Wang, Nagpal, Berant et al. 2024, arXiv 2402.00742
     Only rewards on the Bradley-Terry logit scale can be transformed, and added, like this (`conjunction`).
     """
 
@@ -91,7 +91,7 @@ class InfAlign(BaseModel):
         return np.expm1(self.t * u) / np.expm1(self.t)
 
 
-TRANSFORMS: dict[str, type[LogSigmoidCentred] | type[InfAlign]] = {
+TRANSFORMS: dict[str, type[LogSigmoidCentred | InfAlign]] = {
     "reward-transform": LogSigmoidCentred,
     "infalign": InfAlign,
 }
@@ -116,7 +116,7 @@ def self_aligned_reward(
     """SAR's reward c + alpha max(-1, 1 - ppl(a|q) / ppl(a)) from a response's log-probs with and without the question.
 
     Both lists score the same response tokens, end token included, under the rollout policy. Perplexities are of
-    token means, taken in logs. No tokens: SAR 0 (ours). Source: Han et al. 2025, arXiv 2509.05489, section 3.
+    token means, taken in logs. No tokens: SAR 0 (ours). Source: Han et al. 2025, arXiv 2509.05489
     """
     if len(conditional) != len(unconditional):
         raise ValueError(

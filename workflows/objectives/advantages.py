@@ -32,7 +32,7 @@ def group_normalized(
     """GRPO's advantage of one prompt group: (R - mean) / (std + epsilon); Dr. GRPO's with scale=False.
 
     A group of one keeps its reward (mean 0, std 1, as verl does): leave such groups out where that is not wanted.
-    Source: DeepSeekMath, arXiv 2402.03300, section 4.1.2; Dr. GRPO, arXiv 2503.20783. The std is the one over n - 1
+    Source: DeepSeekMath, arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783. The std is the one over n - 1
     in verl, TRL and understand-r1-zero.
     """
     if len(rewards) == 1:
@@ -53,7 +53,7 @@ def group_baseline(scores: Sequence[float]) -> list[float]:
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:
-    """RLOO: each reward minus the mean of the other rewards of its prompt (arXiv 2402.14740, section 3.1)."""
+    """RLOO: each reward minus the mean of the other rewards of its prompt (arXiv 2402.14740)."""
     n = len(rewards)
     if n < 2:
         raise ObjectiveError(
@@ -64,7 +64,7 @@ def leave_one_out(rewards: Sequence[float]) -> list[float]:
 
 
 def length_penalty(length: int, *, limit: int = 20480, cache: int = 4096) -> float:
-    """DAPO's soft punishment of long answers, added to the reward (arXiv 2503.14476, eq. 13)."""
+    """DAPO's soft punishment of long answers, added to the reward (arXiv 2503.14476)."""
     if length <= limit - cache:
         return 0.0
     return (limit - cache - length) / cache if length <= limit else -1.0
@@ -142,6 +142,6 @@ def whiten(values: Tensor, mask: Tensor, *, unbiased: bool = False, floor: float
 def adaptive_kl(
     coefficient: float, kl: float, *, target: float, samples: int, horizon: float = 10000
 ) -> float:
-    """Next coefficient of the KL penalty (Ziegler et al. 2019, arXiv 1909.08593, section 2.2)."""
+    """Next coefficient of the KL penalty (Ziegler et al. 2019, arXiv 1909.08593)."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error * samples / horizon)

@@ -22,7 +22,7 @@ class KTO(Objective):
 
     Formula: d(y) = sum_t (log pi_t - log pi_ref,t), z0 = max(0, mean of d over mismatched pairs), label 1: L = w_D
     (1 - s(beta (d - z0))), label 0: L = w_U (1 - s(beta (z0 - d)))
-    Source: Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7 and 8; official code ContextualAI/HALOs
+    Source: Ethayarajh et al. 2024, arXiv 2402.01306; official code ContextualAI/HALOs
     Tokens: sums over response tokens, mean over all rows of both labels.
     Differs: 1) z0 averages the mismatched rows of the whole global batch and is then held at 0 or above (HALOs; TRL
     averages the ranks' means). 2) The view `kl` (a prompt with another row's response) is the recipe's to build; it
@@ -37,7 +37,7 @@ class KTO(Objective):
 
     beta: float = Field(0.1, gt=0, description="temperature (config/loss/kto.yaml)")
     desirable_weight: float = Field(1.0, ge=0, description="w_D; keep w_D n_D / (w_U n_U) between 1 and 4/3")
-    undesirable_weight: float = Field(1.0, ge=0, description="w_U (section 4.2)")
+    undesirable_weight: float = Field(1.0, ge=0, description="w_U")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

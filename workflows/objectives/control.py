@@ -29,7 +29,7 @@ class MORE(BradleyTerry):
 
     Formula: L_i = mean over task i's pairs of -log s(r_w - r_l), g_i = dL_i/d(head) = mean of -s(r_l - r_w) (h_w -
     h_l), lambda = argmin over the simplex of |sum_i lambda_i g_i / |g_i||^2, L = sum_i lambda_i L_i
-    Source: Zeng et al. 2023, arXiv 2312.07401, algorithm 1; official code dunzeng/MORE
+    Source: Zeng et al. 2023, arXiv 2312.07401; official code dunzeng/MORE
     Tokens: none; mean over each task's pairs.
     Differs: 1) The head is linear without bias, so its gradient is read off the pooled hidden states (columns
     `chosen_hidden`, `rejected_hidden`, detached): no hook into backward is needed, only these two columns. 2) The
@@ -125,7 +125,7 @@ class DGA(BaseModel):
     """Dynamic gradient alignment: weights of training domains that follow a small target set's gradient.
 
     Formula: a_i = <g_i, g_target>, alpha_i <- alpha_i exp(eta a_i) / Z, w <- (1 - beta) w + beta alpha
-    Source: Fan, Grangier, Ablin 2024, arXiv 2410.02498, algorithm 1 (constants unverified)
+    Source: Fan, Grangier, Ablin 2024, arXiv 2410.02498 (constants unverified)
     Works with any objective. It needs two hooks of a trainer: gradients of extra batches without a step (only the k + 1
     dot products leave the ranks), and a sampler of named sub-streams whose weights may change between steps.
     """

@@ -24,7 +24,7 @@ class CUT(Objective):
     Formula: p0_t = p(y_t | x), p-_t = p(y_t | x, judgment), U = {t: p-_t / p0_t > threshold}. Label 0: L1 = -[sum over
     t not in U of log p0_t + sum over t in U of alpha (p-_t)^gamma log(1 - p0_t)] / N; L2 = -log p-_t (label 0) or -log
     p0_t (label 1), mean over tokens. paper: L = L1 + L2. code: (L1 + L2)/2 if the batch has a negative, else L2
-    Source: Xu et al. 2023, arXiv 2312.14591, eq. 6 to 8; official code wwxu21/CUT
+    Source: Xu et al. 2023, arXiv 2312.14591; official code wwxu21/CUT
     Tokens: each part is a mean over its own answer tokens in the whole global batch, punished or not.
     Differs: 1) gamma 0 is the code's constant weight; the ratio and (p-)^gamma carry no gradient. 2) The view `judged`
     holds the same answer tokens under the prompt with the judgment; rows of label 1 repeat their plain view there,

@@ -24,7 +24,7 @@ class DPO(Objective):
     smoothing e (cDPO): -(1-e) log s(x) - e log s(-x). robust: [-(1-e) log s(x) + e log s(-x)] / (1-2e). hinge:
     max(0, 1 - x). ipo: (h - 1/(2 tau))^2, h = d_w - d_l. slic: max(0, delta - log pi(y_w) + log pi(y_l)) - lambda
     log pi(y_w). bco_pair: -log s(beta d_w) - log s(-beta d_l)
-    Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7; cDPO: Mitchell 2023; robust: Chowdhury et al. 2024, arXiv
+    Source: Rafailov et al. 2023, arXiv 2305.18290; cDPO: Mitchell 2023; robust: Chowdhury et al. 2024, arXiv
     2403.00409; hinge and SLiC-HF: Zhao et al. 2023, arXiv 2305.10425; IPO: Azar et al. 2023, arXiv 2310.12036
     Tokens: sums over response tokens (means for ipo by default, and with length_normalized), mean over pairs. The NLL
     term is the mean over each chosen response's tokens, then over pairs. A row's `weight` multiplies both.
@@ -119,46 +119,44 @@ class SPIN(DPO):
     """SPIN: DPO with chosen = the human answer, rejected = the opponent's sample, reference = the opponent.
 
     Formula: z = lambda (d(y) - d(y')), L = log(1 + e^-z); hinge: max(0, 1 - z). lambda is `beta`
-    Source: Chen et al. 2024, arXiv 2401.01335, eq. 4.7
+    Source: Chen et al. 2024, arXiv 2401.01335
     Tokens: sums over response tokens, mean over pairs.
     """
 
-    beta: float = Field(
-        0.1, gt=0, description="lambda (section 6.1: 0.1 for iterations 0 to 2, 5.0 for iteration 3)"
-    )
+    beta: float = Field(0.1, gt=0, description="lambda (0.1 for iterations 0 to 2, 5.0 for iteration 3)")
 
 
 class IRPO(DPO):
     """Iterative reasoning preference optimization: DPO plus the length-normalised NLL of the winner.
 
     Formula: L = -log s(beta (d_w - d_l)) - alpha log pi(y_w) / |y_w|. alpha is `nll_coefficient`
-    Source: Pang et al. 2024, arXiv 2404.19733, eq. 1
+    Source: Pang et al. 2024, arXiv 2404.19733
     Tokens: the preference sums over response tokens, the NLL averages over the winner's; mean over pairs.
     """
 
-    nll_coefficient: float = Field(1.0, ge=0, description="alpha (section 3.1; tuned over .25, .5, 1, 2)")
+    nll_coefficient: float = Field(1.0, ge=0, description="alpha (tuned over .25, .5, 1, 2)")
 
 
 class ScPO(DPO):
     """Self-consistency preference optimization: IRPO weighted by the vote margin of each pair.
 
     Formula: w = (V(y+) - V(y-)) / k, L = -w log s(beta d) - alpha (w/|y+|) log pi(y+). w is the column `weight`
-    Source: Prasad et al. 2024, arXiv 2411.04109, eq. 2
+    Source: Prasad et al. 2024, arXiv 2411.04109
     Tokens: the preference sums over response tokens, the NLL averages over the winner's; mean over pairs (not
     divided by the weights).
     """
 
     columns: ClassVar[tuple[str, ...]] = ("weight",)
 
-    beta: float = Field(0.5, gt=0, description="temperature (section 3)")
-    nll_coefficient: float = Field(1.0, ge=0, description="alpha (section 3)")
+    beta: float = Field(0.5, gt=0, description="temperature")
+    nll_coefficient: float = Field(1.0, ge=0, description="alpha")
 
 
 class RewardAugmentedDPO(DPO):
     """DPO on relabelled rows whose prompt states the reward to reach (`relabel.goal_pairs` makes the rows).
 
     Formula: L = -(1-e) log s(x) - e log s(-x), x = beta (d_w - d_l), both answers given (goal, prompt)
-    Source: Zhang et al. 2024, arXiv 2410.08067, section 4
+    Source: Zhang et al. 2024, arXiv 2410.08067
     Tokens: sums over response tokens, mean over pairs.
     """
 
@@ -170,7 +168,7 @@ class CREAM(DPO):
     """Consistency-regularised DPO: two rankings' agreement C is the probability that the pair is the right way round.
 
     Formula: L = -C log s(z) - (1-C) log s(-z), z = beta (d_w - d_l), C = (tau + 1)/2. C is the column `label`
-    Source: Wang et al. 2024, arXiv 2410.12735, section 4
+    Source: Wang et al. 2024, arXiv 2410.12735
     Tokens: sums over response tokens, mean over pairs.
     Differs: 1) Whether C is one number an iteration (the paper's default) or one a prompt is the recipe's choice of
     column values; this loss is the same.
@@ -193,7 +191,7 @@ class DNO(DPO):
     Tokens: sums over response tokens, mean over pairs.
     """
 
-    beta: float = Field(0.1, gt=0, description="eta (section 5; 0.05 also used)")
+    beta: float = Field(0.1, gt=0, description="eta (0.05 also used)")
     form: Literal["practical", "exact"] = Field("practical", description="hard labels, or targets s(margin)")
 
     @by_settings

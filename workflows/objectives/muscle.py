@@ -21,16 +21,14 @@ class MUSCLE(Objective):
 
     Formula: m_t = 1[argmax of C at t is not y_t], L = (1/n) sum_t m_t KL(p_old || p_C) + (1 - m_t) KL(p_new || p_C), +
     a NLL
-    Source: Echterhoff et al. 2024, arXiv 2407.09435, section 4
+    Source: Echterhoff et al. 2024, arXiv 2407.09435
     Tokens: mean over the target tokens of the global batch.
     Differs: 1) The three per-token columns come from the trainer, with gradient: `response.kl_first` (old teacher),
     `response.kl_second` (new teacher), `response.correct`. It needs the hook `frozen={name: model}`: teachers loaded
     beside the student and `teacher_columns` called on the three logits, by chunks of positions.
     """
 
-    nll_coefficient: float = Field(
-        0.0, ge=0, description="a; some large updates add the cross-entropy (section 5.4)"
-    )
+    nll_coefficient: float = Field(0.0, ge=0, description="a; some large updates add the cross-entropy")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

@@ -21,7 +21,7 @@ class ORPO(Objective):
 
     Formula: m(y) = (1/|y|) sum_t log pi_t, odds(y) = m - log(1 - e^m), r = odds_w - odds_l, L = NLL(y_w) + lambda
     (-log s(b r)). lambda is `beta`, as in TRL; b is `temperature`
-    Source: Hong, Lee, Thorne 2024, arXiv 2403.07691, eq. 6 and 7; b: Gorbatovski et al. 2025, arXiv 2502.01237
+    Source: Hong, Lee, Thorne 2024, arXiv 2403.07691; b: Gorbatovski et al. 2025, arXiv 2502.01237
     Tokens: the odds use means over response tokens, then the mean over pairs; the NLL is divided by all chosen tokens
     of the global batch (as the official code does), or per response with nll_normalizer="sequence-mean".
     Differs: 1) Prompt tokens are never in the NLL (the official code's disable_prompt_loss). 2) m is held at -1e-6

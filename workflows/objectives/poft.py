@@ -17,7 +17,7 @@ class POFT(Objective):
 
     Formula: r = (1/|y|) sum_t log p(y_t), rbar = mean over the aligned models of their own mean log-prob of y, L = -log
     s(beta (r - rbar) + gamma). rbar is the column `score`
-    Source: Fan et al. 2024, arXiv 2412.12865, eq. 5; official code Savannah120/alignment-handbook-PoFT
+    Source: Fan et al. 2024, arXiv 2412.12865; official code Savannah120/alignment-handbook-PoFT
     Tokens: mean over response tokens, then mean over samples.
     Differs: 1) r covers the response alone; the released trainer's covers the whole chat text.
     """

@@ -103,7 +103,7 @@ class GRPO(ClippedPolicy):
     Formula: r_t = pi_t / pi_old,t, l_t = -min(r_t A, clip(r_t, 1-e_low, 1+e_high) A), for A < 0 at most -c A; + beta
     k3_t, k3 = e^d - d - 1, d = log pi_ref,t - log pi_t. grpo: mean over responses of (1/|o|) sum_t. dapo, bnpo: sum of
     all / number of all response tokens. dr_grpo: sum_t / max_length, then mean over responses
-    Source: Shao et al. 2024, arXiv 2402.03300, eq. 3 and 4; Dr. GRPO: Liu et al. 2025, arXiv 2503.20783; DAPO: Yu et
+    Source: Shao et al. 2024, arXiv 2402.03300; Dr. GRPO: Liu et al. 2025, arXiv 2503.20783; DAPO: Yu et
     al. 2025, arXiv 2503.14476
     Tokens: see the formula; counts are over the whole global batch.
     Differs: 1) Advantages come as a column (`advantages.group_normalized`). 2) No KL by default, as in DAPO, Dr. GRPO
@@ -112,9 +112,7 @@ class GRPO(ClippedPolicy):
     """
 
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("grpo", description="how tokens are averaged")
-    max_length: int = Field(
-        3000, gt=0, description="constant of dr_grpo: longest response generated (section 4)"
-    )
+    max_length: int = Field(3000, gt=0, description="constant of dr_grpo: longest response generated")
 
     def compute(self, batch: Batch) -> Loss:
         normalizers: dict[str, Normalizer] = {
@@ -125,7 +123,7 @@ class GRPO(ClippedPolicy):
 
 
 class SAR(GRPO):
-    """Self-aligned reward in RLVR: Dr. GRPO on R = correct + alpha * SAR (`transforms.SelfAlignedReward`).
+    """Self-aligned reward in RLVR: Dr. GRPO on R = correct + alpha * SAR (`transforms.self_aligned_reward`).
 
     Formula: dr_grpo with A = R - mean over the prompt group, + 0.001 k3
     Source: Han et al. 2025, arXiv 2509.05489; official scripts
@@ -142,7 +140,7 @@ class PPO(ClippedPolicy):
 
     Formula: rho_t = pi_t / pi_old,t, L = mean of -min(rho A, clip(rho, 1-e, 1+e_high) A) + vf 0.5 max((V-R)^2,
     (clip(V, V_old -/+ eps_v) - R)^2) + beta k3. ratio="sequence" (TRL's RLOO): one rho = exp(sum_t ...) a response
-    Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; RLOO: Ahmadian et al. 2024, arXiv 2402.14740; REINFORCE++:
+    Source: Schulman et al. 2017, arXiv 1707.06347; RLOO: Ahmadian et al. 2024, arXiv 2402.14740; REINFORCE++:
     Hu 2025, arXiv 2501.03262
     Tokens: mean over all response tokens of the global batch (token-mean), or mean of each response's mean.
     Differs: 1) Critic and policy are separate networks trained by separate steps (ValueLoss), so vf is 0; with a
@@ -206,7 +204,7 @@ class ValueLoss(Objective):
     """The critic's regression on returns, clipped around the values it had when the samples were scored.
 
     Formula: 0.5 max((V - R)^2, (clip(V, V_old - eps_v, V_old + eps_v) - R)^2)
-    Source: Schulman et al. 2017, arXiv 1707.06347, section 5; TRL's and OpenRLHF's value loss
+    Source: Schulman et al. 2017, arXiv 1707.06347; TRL's and OpenRLHF's value loss
     Tokens: mean over all response tokens of the global batch.
     """
 

@@ -24,7 +24,7 @@ class PRO(Objective):
     Formula: s_k = (1/|y_k|) sum_t log pi(y_k,t), best first. With scores r: m_ki = r_k - r_i, m_kk = max_i>k m_ki,
     L_rank = sum_k<n [logsumexp_i>=k (m_ki s_i) - m_kk s_k]; without: all m = 1. L = L_rank - b sum_t log pi(y_1,t), b =
     0.05 (n - 1)^2
-    Source: Song et al. 2023, arXiv 2306.17492, eq. 7 to 9; official code AlibabaResearch/DAMO-ConvAI, PRO
+    Source: Song et al. 2023, arXiv 2306.17492; official code AlibabaResearch/DAMO-ConvAI, PRO
     Tokens: the ranking uses means over response tokens, the SFT part sums over the best response's; mean over prompts.
     Differs: 1) Candidates are sorted here: by `scores`, else by `rank`, so their order in the batch does not matter.
     2) Without scores, candidates of equal rank are not compared. 3) No 1e-10 inside the log.
@@ -33,9 +33,7 @@ class PRO(Objective):
     views: ClassVar[tuple[str, ...]] = ("ranked",)
     optional: ClassVar[tuple[str, ...]] = ("weight", "rank")
 
-    use_scores: bool = Field(
-        True, description="gaps of scores as temperatures (section 3.3); False: only `rank`"
-    )
+    use_scores: bool = Field(True, description="gaps of scores as temperatures; False: only `rank`")
     sft_weight: float | None = Field(None, ge=0, description="b; None: 0.05 (n - 1)^2 (official code)")
 
     @by_settings
@@ -135,15 +133,15 @@ class D2O(Objective):
 
     Formula: d(y) = sum_t (log pi_t - log pi_ref,t), L = -log s((beta/K) sum_i d(y_i) - alpha d(y_neg)). y_i are
     `ranked`, y_neg is `rejected`; each view has its own reference column
-    Source: Duan et al. 2024, arXiv 2403.03419, eq. 6
+    Source: Duan et al. 2024, arXiv 2403.03419
     Tokens: sums over response tokens, mean over prompts.
     """
 
     views: ClassVar[tuple[str, ...]] = ("ranked", "rejected")
     optional: ClassVar[tuple[str, ...]] = ("weight", "rank")
 
-    beta: float = Field(0.1, ge=0, description="weight of the self-samples, inside s (section 4.1)")
-    alpha: float = Field(0.1, ge=0, description="weight of the negative, inside s (section 4.1)")
+    beta: float = Field(0.1, ge=0, description="weight of the self-samples, inside s")
+    alpha: float = Field(0.1, ge=0, description="weight of the negative, inside s")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

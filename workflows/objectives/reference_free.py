@@ -18,7 +18,7 @@ class CPO(Objective):
 
     Formula: S(y) = sum_t log pi_t, x = beta (S_w - S_l) - gamma, L = -log s(x) + a NLL(y_w). hinge: max(0, 1 - x).
     Label smoothing e: -(1-e) log s(x) - e log s(-x). length_normalized (CPO-SimPO): S is a mean
-    Source: Xu et al. 2024, arXiv 2401.08417, eq. 5 to 7; official code fe1ixxu/ALMA (January 2024)
+    Source: Xu et al. 2024, arXiv 2401.08417; official code fe1ixxu/ALMA (January 2024)
     Tokens: the preference sums over response tokens and averages over pairs; the NLL is divided by ALL chosen tokens
     of the global batch (official code; the paper's text has a mean of sums).
     Differs: 1) The adaptive factor of the repository's later method (ARPO) is not in it.
@@ -30,7 +30,7 @@ class CPO(Objective):
     loss: Literal["sigmoid", "hinge"] = Field("sigmoid", description="variant")
     gamma: float = Field(0.0, ge=0, description="target margin of x, beta already in it")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="e (sigmoid only)")
-    nll_coefficient: float = Field(1.0, ge=0, description="a (section 3)")
+    nll_coefficient: float = Field(1.0, ge=0, description="a")
     length_normalized: bool = Field(False, description="S is a mean over tokens")
 
     def compute(self, batch: Batch) -> Loss:
@@ -50,7 +50,7 @@ class SimPO(CPO):
 
     Formula: m(y) = (1/|y|) sum_t log pi_t, x = beta (m_w - m_l) - gamma, L = -log s(x). hinge: max(0, 1 - x). The
     code's gamma_beta_ratio g is gamma / beta
-    Source: Meng, Xia, Chen 2024, arXiv 2405.14734, eq. 6; official code princeton-nlp/SimPO
+    Source: Meng, Xia, Chen 2024, arXiv 2405.14734; official code princeton-nlp/SimPO
     Tokens: means over response tokens, then mean over pairs; the optional NLL is divided by all chosen tokens of the
     global batch.
     """

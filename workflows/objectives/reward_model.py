@@ -23,7 +23,7 @@ class BradleyTerry(Objective):
 
     Formula: x = r_w - r_l - margin, L = -p log s(x) - (1-p) log s(-x) + c (r_w + r_l)^2; p is `label` (1 without it),
     margin the column `margin` (0 without it)
-    Source: Ouyang et al. 2022, arXiv 2203.02155, eq. 1; margins: Llama 2, arXiv 2307.09288, eq. 2; centering:
+    Source: Ouyang et al. 2022, arXiv 2203.02155; margins: Llama 2, arXiv 2307.09288; centering:
     Eisenstein et al. 2023, arXiv 2312.09244
     Tokens: none; mean over pairs.
     Differs: 1) A tie of rewards counts half in the accuracy.
@@ -57,7 +57,7 @@ class BradleyTerryRanking(Objective):
     """Bradley-Terry reward model on rankings: all pairs of one prompt in one row, so each answer is encoded once.
 
     Formula: L = mean over pairs with different rank of -log s(r_better - r_worse), then mean over prompts
-    Source: Ouyang et al. 2022, arXiv 2203.02155, section 3.5
+    Source: Ouyang et al. 2022, arXiv 2203.02155
     Tokens: none. Ties are in no pair; a row without a pair costs 0 and still counts as a prompt.
     """
 
@@ -86,7 +86,7 @@ class DMoERM(BradleyTerryRanking):
     """Double-layer mixture-of-experts reward model: each phase trains on the ranking loss, one prompt a row.
 
     Formula: L = mean over pairs with different rank of -log s(R_better - R_worse)
-    Source: Quan 2024, arXiv 2403.01197, section 3
+    Source: Quan 2024, arXiv 2403.01197
     Tokens: none; mean over pairs of a prompt, then over prompts.
     Differs: 1) Router, adapters and fusion are models, not losses: see `experts`. They need the `adapt` hook (several
     LoRA adapters on one base, a head on their joined hidden states).

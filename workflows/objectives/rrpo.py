@@ -21,7 +21,7 @@ class RRPO(Objective):
 
     Formula: l_t = log pi_t - log pi_ref,t, u = beta (sum of l_t over chosen tokens in phrases - the same of rejected),
     K = sum over ALL chosen tokens of KL(pi_ref || pi) over the whole vocabulary, L = -log s(u) + alpha K
-    Source: Sarkar and Etemad 2025, arXiv 2504.12083, eq. 5 to 8; official code pritamqu/RRPO
+    Source: Sarkar and Etemad 2025, arXiv 2504.12083; official code pritamqu/RRPO
     Tokens: both parts sum over response tokens, mean over pairs.
     Differs: 1) `chosen_phrase` and `rejected_phrase` hold 0 outside phrases; any other number is inside one (the sum
     over phrases makes their numbering irrelevant). 2) `token_kl`, with its gradient, comes from the trainer: it needs

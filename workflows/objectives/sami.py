@@ -21,13 +21,13 @@ class SAMI(Objective):
 
     Formula: M_ij = (1/|y_j|) sum_t log p(y_j,t | x, c_i), L_row = mean_i [logsumexp_j M_ij - M_ii], L_col = mean_j
     [logsumexp_i M_ij - M_jj], L = (L_row + L_col) / 2
-    Source: Fraenken et al. 2024, arXiv 2404.14313, eq. 5; official code janphilippfranken/sami
+    Source: Fraenken et al. 2024, arXiv 2404.14313; official code janphilippfranken/sami
     Tokens: means over response tokens, then mean over queries.
     Differs: 1) No KL option (weight 0 in all runs). 2) The C x C combinations of a query are views of one row, named
     c0_y0, c0_y1, c1_y0, ...: response y_j under constitution c_i.
     """
 
-    constitutions: int = Field(2, ge=2, description="C (section 4)")
+    constitutions: int = Field(2, ge=2, description="C")
 
     @by_settings
     def views(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -27,7 +27,7 @@ class SFT(Objective):
     """Supervised fine-tuning; with `unlikelihood`, rows of label 0 are made unlikely instead.
 
     Formula: L = -w sum_t log p_t / N; unlikelihood + alpha (-w sum_t c_t log(1 - p_t) / N)
-    Source: standard; unlikelihood: Welleck et al. 2019, arXiv 1908.04319, sections 4 and 5
+    Source: standard; unlikelihood: Welleck et al. 2019, arXiv 1908.04319
     Tokens: token-mean divides by the tokens of the whole global batch, sequence-mean by each response's own tokens
     and then by the rows, sequence-sum by the rows alone. A row's weight is not in the divisor.
     Differs: 1) The candidate form (every earlier context token is a negative) needs the log-probs of tokens that are
@@ -46,7 +46,7 @@ class SFT(Objective):
         "none",
         description="rows of label 0: each token, the whole response by its sum, or by its mean log-prob",
     )
-    alpha: float = Field(1.0, ge=0, description="weight of the unlikelihood term (Welleck et al., section 4)")
+    alpha: float = Field(1.0, ge=0, description="weight of the unlikelihood term (Welleck et al.)")
     floor: float = Field(
         1e-5, gt=0, lt=1, description="1 - p is held at or above it (official code, token form)"
     )
