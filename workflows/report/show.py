@@ -1,0 +1,229 @@
+"""One screen about a run, read from its folder: the curve, the rows of each node, the best and the worst samples."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfloop.workflows.errors import InputError
+from selfloop.workflows.report import curve
+from selfloop.workflows.trackers import read_metrics
+
+__all__ = ["NodeCount", "count_node", "list_nodes", "open_run", "show"]
+
+WIDTH = 80
+EXAMPLES = 3
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+def open_run(run: str | Path) -> tuple[Path, dict[str, Any]]:
+    """(folder, config) of a run. Raises InputError where there is none."""
+    folder = Path(run).expanduser()
+    path = folder / "config.json"
+    if not path.is_file():
+        runs = sorted(child.parent.name for child in folder.parent.glob("*/config.json"))
+        known = f" Runs beside it: {', '.join(runs[:8])}" if runs else ""
+        what = "has no config.json, so it is no run" if folder.is_dir() else "does not exist"
+        raise InputError(
+            f"run folder {folder} {what}. Name the folder of a run, e.g. runs/quickstart.{known}"
+        )
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Restore the file, or name another run") from error
+    return folder, held.get("config", held)
+
+
+def iterations_of(folder: Path) -> list[int]:
+    """Iterations that have a folder, in order."""
+    names = (child.name for child in folder.glob("iteration=*") if child.is_dir())
+    return sorted(int(name.partition("=")[2]) for name in names if name.partition("=")[2].isdigit())
+
+
+def list_nodes(folder: Path, iteration: int) -> dict[str, list[Path]]:
+    """The committed parts of each node of an iteration, in the order in which the nodes were written."""
+    home = folder / f"iteration={iteration:04d}"
+    found = {child.name: sorted(child.glob("part-*.parquet")) for child in home.iterdir() if child.is_dir()}
+    found = {name: parts for name, parts in found.items() if parts}
+    return dict(sorted(found.items(), key=lambda item: (item[1][0].stat().st_mtime_ns, item[0])))
+
+
+@dataclass
+class NodeCount:
+    """Rows of a node, by status and by verdict state (`score_state` -> state -> rows)."""
+
+    rows: int = 0
+    status: Counter[str] = field(default_factory=Counter)
+    states: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+def count_node(parts: Sequence[Path]) -> NodeCount:
+    """Count the rows of a node; only the columns that are counted are read."""
+    count = NodeCount()
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            count.rows += file.metadata.num_rows
+            names = file.schema_arrow.names
+            wanted = [name for name in names if name == "status" or name.endswith("_state")]
+            for batch in file.iter_batches(columns=wanted) if wanted else ():
+                for name in wanted:
+                    into = count.status if name == "status" else count.states.setdefault(name, Counter())
+                    into.update(map(str, batch.column(name).to_pylist()))
+    return count
+
+
+# Samples
+
+
+def samples_node(nodes: dict[str, list[Path]]) -> str | None:
+    """The node whose samples are shown: scored responses, of the recipe rather than of the evaluation."""
+    scored = [
+        name
+        for name, parts in nodes.items()
+        if {"score", "response", "prompt"} <= set(pq.read_schema(parts[0]).names)
+    ]
+    own = [name for name in scored if not name.startswith("heldout")]
+    return next(iter(reversed(own)), scored[0] if scored else None)
+
+
+def extremes(
+    parts: Sequence[Path], count: int = EXAMPLES
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(best, worst) rows by score, one a prompt, read row by row only where they lie."""
+    scores: dict[str, dict[str, tuple[float, int, int]]] = {"best": {}, "worst": {}}
+    for number, part in enumerate(parts):
+        names = set(pq.read_schema(part).names)
+        columns = [name for name in ("prompt_id", "score", "status") if name in names]
+        for place, row in enumerate(pq.read_table(part, columns=columns, partitioning=None).to_pylist()):
+            if row["score"] is None or row.get("status", "ok") != "ok":
+                continue
+            prompt, entry = row.get("prompt_id") or f"{number}/{place}", (row["score"], number, place)
+            best, worst = scores["best"].get(prompt), scores["worst"].get(prompt)
+            if best is None or entry[0] > best[0]:
+                scores["best"][prompt] = entry
+            if worst is None or entry[0] < worst[0]:
+                scores["worst"][prompt] = entry
+    best = heapq.nsmallest(count, scores["best"].values(), key=lambda entry: (-entry[0], *entry[1:]))
+    top = {entry[1:] for entry in best}
+    worst = heapq.nsmallest(
+        count, (entry for entry in scores["worst"].values() if entry[1:] not in top), key=lambda entry: entry
+    )
+    return [read_row(parts[part], place) for _, part, place in best], [
+        read_row(parts[part], place) for _, part, place in worst
+    ]
+
+
+def read_row(part: Path, place: int) -> dict[str, Any]:
+    """One row of a part, of the columns that are shown."""
+    names = set(pq.read_schema(part).names)
+    wanted = [name for name in ("prompt", "response", "score", "answer", "finish") if name in names]
+    table: pa.Table = pq.read_table(part, columns=wanted, partitioning=None)
+    return table.slice(place, 1).to_pylist()[0]
+
+
+def clean(text: str) -> str:
+    """Model output for a terminal: one line, no control characters."""
+    return CONTROL.sub(" ", text).strip()
+
+
+def sample_lines(row: dict[str, Any], width: int) -> Iterator[str]:
+    prompt = clean(
+        next((turn["content"] for turn in reversed(row["prompt"] or ()) if turn["role"] == "user"), "")
+    )
+    response = clean(row["response"] or "")
+    yield f"  {row['score']:.3g}".ljust(8) + shorten(prompt, width - 8, 2)
+    notes = [f"answer: {clean(str(row['answer']))}"] if row.get("answer") else []
+    notes += ["cut at max_tokens"] if row.get("finish") == "length" else []
+    yield "     -> " + shorten(response or "(empty)", width - 8, 2)
+    if notes:
+        yield "        " + shorten("; ".join(notes), width - 8, 1)
+
+
+def shorten(text: str, width: int, lines: int) -> str:
+    wrapped = textwrap.wrap(text, width, max_lines=lines, placeholder=" …") or [""]
+    return ("\n" + " " * 8).join(wrapped)
+
+
+# The screen
+
+
+def show(run: str | Path, width: int = WIDTH) -> str:
+    """The whole screen as text of at most `width` columns."""
+    folder, config = open_run(run)
+    metrics = read_metrics(folder)
+    last = max(iterations_of(folder), default=None)
+    blocks = [list(head_lines(folder, config, metrics)), list(curve_lines(metrics, width))]
+    if last is not None:
+        nodes = list_nodes(folder, last)
+        blocks += [list(node_lines(last, nodes, width)), list(example_lines(last, nodes, width))]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def head_lines(folder: Path, config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> Iterator[str]:
+    done = max((row["iteration"] for row in metrics), default=None)
+    wanted = config.get("iterations", "?")
+    state = "nothing is complete yet" if done is None else f"{done} of {wanted} iterations"
+    yield str(folder.absolute())
+    yield f"{config.get('recipe')} on {config.get('model')}, {state}, seed {config.get('seed', 0)}"
+
+
+def curve_lines(metrics: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
+    """Held-out accuracy by iteration with its 95 % interval."""
+    if not metrics:
+        return
+    values = [curve.accuracy(row) for row in metrics]
+    if all(value is None for value in values):
+        yield "Held-out accuracy was not measured (no answers to check against)."
+    else:
+        yield f"Held-out accuracy  {curve.sparkline(values)}"
+    bar = max(0, min(20, width - 60))
+    yield f"  {'iteration':>9} {'sampled':>8} {'95 % interval':>15} {'greedy':>8} {'gain':>6} {'minutes':>8}"
+    for row, value in zip(metrics, values, strict=True):
+        ends = curve.interval(row)
+        between = f"{100 * ends[0]:.1f} - {100 * ends[1]:.1f}" if ends else "-"
+        minutes = f"{row['wall_s'] / 60:.1f}" if "wall_s" in row else "-"
+        greedy, gain = curve.percent(row.get(curve.GREEDY)), curve.points(value, values[0])
+        drawn = "█" * round(bar * value) if value is not None else ""
+        line = f"  {row['iteration']:>9} {curve.percent(value):>8} {between:>15} {greedy:>8} {gain:>6} {minutes:>8}"
+        yield f"{line}  {drawn}".rstrip()
+
+
+def node_lines(iteration: int, nodes: dict[str, list[Path]], width: int) -> Iterator[str]:
+    """Rows, failed rows and verdict states of each node."""
+    if not nodes:
+        return
+    yield f"Rows of iteration {iteration}"
+    long = min(max(len(name) for name in nodes), width - 40)
+    yield f"  {'node':<{long}} {'rows':>10} {'failed':>7}  verdicts"
+    for name, parts in nodes.items():
+        count = count_node(parts)
+        verdicts = ", ".join(
+            f"{number:,} {state}"
+            for states in count.states.values()
+            for state, number in sorted(states.items())
+        )
+        failed = f"{count.status['failed']:,}" if count.status else "-"
+        yield f"  {name[:long]:<{long}} {count.rows:>10,} {failed:>7}  {verdicts}".rstrip()[:width]
+
+
+def example_lines(iteration: int, nodes: dict[str, list[Path]], width: int) -> Iterator[str]:
+    """The samples that were judged best and worst."""
+    node = samples_node(nodes)
+    if node is None:
+        return
+    best, worst = extremes(nodes[node])
+    for title, rows in (("Best", best), ("Worst", worst)):
+        if rows:
+            yield f"{title} samples of iteration {iteration} ({node}): score, prompt, -> response"
+            for row in rows:
+                yield from sample_lines(row, width)
