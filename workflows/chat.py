@@ -64,8 +64,6 @@ def load(folder: Path, temperature: float, max_tokens: int, trust_remote_code: b
     sampling: dict[str, Any] = {"do_sample": temperature > 0}
     if temperature > 0:
         sampling["temperature"] = temperature
-        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    )
 
     def reply(messages: list[Message]) -> str:
         ids = tokenizer.apply_chat_template(

@@ -215,7 +215,7 @@ def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
             f"Selfloop: {config.model} improves itself by {title}",
             {
                 "each iteration": "the policy answers prompts, the answers are judged, it learns from the better ones",
-                "exam": f"{prompts.heldout} held-out prompts that it never learns from, before and after each iteration",
+                "exam": f"{prompts.heldout} held-out prompts it never learns from, before and after each iteration",
                 "prompts": f"{prompts.source}, {prompts.per_iteration or 'all'} an iteration",
                 "iterations": config.iterations,
             },
