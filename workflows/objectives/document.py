@@ -101,7 +101,7 @@ def _block(slug: str, cls: type[BaseModel], needs: list[str]) -> str:
 
 
 def _code(formula: str) -> str:
-    return f"`{formula}`"
+    return f"`{formula.replace('`', '')}`"
 
 
 def _meaning(field: FieldInfo) -> str:
