@@ -1,0 +1,332 @@
+"""One train node: the reference pass, and optimizer steps that know no method.
+
+A step is the same whatever the micro-batches and ranks: each term of the loss is divided by its count over the whole
+step. Counts do not depend on log-probs, so every rank gets them from a dry call of the objective on zeros.
+
+A rank never leaves a step alone: an error is kept until all ranks have run the same forwards and backwards, then all
+of them raise it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfloop.actors.batching import Micro, Plan, columns_of, cut, deal, dummy, micro_of
+from selfloop.actors.examples import COMPUTED, Examples, View
+from selfloop.actors.zero import Sharded
+from selfloop.workflows.errors import ObjectiveError, SelfloopError, TrainerError
+from selfloop.workflows.objectives.base import Loss, Objective
+
+__all__ = ["Ranks", "StepError", "StepFigures", "Trainable", "schedule", "score"]
+
+
+class StepError(TrainerError):
+    """A step whose loss or gradient is not finite."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which rank this is, and small messages between all of them."""
+
+    rank: int
+    world: int
+    group: Any = None
+
+    def all(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, value, group=self.group)
+        return found
+
+    def first(self, value: Any) -> Any:
+        """The first rank's value."""
+        return self.all(value if self.rank == 0 else None)[0]
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on all ranks what one of them met."""
+        for met in self.all(error):
+            if met is not None:
+                raise met
+
+    def add(self, values: np.ndarray) -> np.ndarray:
+        """The sum over ranks of a float32 array."""
+        if self.world == 1:
+            return values
+        total = torch.from_numpy(values)
+        torch.distributed.all_reduce(total, group=self.group)
+        return total.numpy()
+
+
+@dataclass
+class StepFigures:
+    """What one rank, or all, saw of a step."""
+
+    loss: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
+    logs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    tokens: int = 0
+    padded: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+    error: SelfloopError | None = None
+
+    def merge(self, other: StepFigures) -> None:
+        """Add another rank's figures; the running state is the same everywhere."""
+        self.loss += other.loss
+        self.tokens += other.tokens
+        self.padded += other.padded
+        for name, value in other.terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value
+        for name, (total, count) in other.logs.items():
+            mine = self.logs.get(name, (0.0, 0.0))
+            self.logs[name] = (mine[0] + total, mine[1] + count)
+        self.state = self.state or other.state
+        self.error = self.error or other.error
+
+
+def schedule(kind: str, lr: float, warmup: float, step: int, steps: int) -> float:
+    """The learning rate of optimizer step `step` (from 0) of `steps`: a linear warm-up over a share of the steps, then
+    constant, or down to 0 linearly or along a cosine."""
+    warm = int(np.ceil(warmup * steps))
+    if step < warm:
+        return lr * (step + 1) / warm
+    done = (step - warm) / max(steps - warm, 1)
+    if kind == "linear":
+        return lr * (1 - done)
+    if kind == "cosine":
+        return float(lr * 0.5 * (1 + np.cos(np.pi * done)))
+    return lr
+
+
+@dataclass
+class Trainable:
+    """Examples, their objective and the model: all that a step needs."""
+
+    model: Sharded
+    ranks: Ranks
+    examples: Examples
+    objective: Objective
+    plan: Plan
+    budget: int
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def micros(self, rows: np.ndarray) -> list[Micro]:
+        """This rank's micro-batches of a step, dummies last."""
+        lengths, sequences = self._sizes
+        parts = cut(lengths[rows], sequences[rows], self.budget, self.ranks.world)
+        device = self.model.device
+        return [
+            dummy(device) if part is None else micro_of(self.examples.views, rows[part], device)
+            for part in deal(parts, self.ranks.rank, self.ranks.world)
+        ]
+
+    @property
+    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows,) longest sequence, and number of sequences, over all views."""
+        kept = self.__dict__.get("_kept")
+        if kept is None:
+            views = list(self.examples.views.values())
+            longest = np.max([view.lengths() for view in views], axis=0)
+            kept = longest, np.sum([np.diff(view.row_bounds) for view in views], axis=0)
+            self.__dict__["_kept"] = kept
+        return kept
+
+    def add_scores(self, name: str) -> None:
+        """One pass over all rows, in the micro-batches of the first epoch: log-probs under the weights now loaded, kept
+        as the value `name` of every view that reads it."""
+        views = self.needing(name)
+        found = {view: np.zeros(len(self.examples.views[view].targets), np.float32) for view in views}
+        for _, rows in self.plan.seen():
+            for micro in self.micros(rows):
+                with torch.no_grad():
+                    logprobs = self.model.logprobs(micro.input_ids, micro.index, micro.targets)
+                for view in views if len(micro.rows) else ():
+                    place = target_places(self.examples.views[view], micro.rows)
+                    found[view][place] = logprobs[micro.spans[view]].float().cpu().numpy()
+        for view, values in found.items():
+            self.examples.values[view, name] = self.ranks.add(values)
+
+    def needing(self, name: str) -> list[str]:
+        """Views whose objective reads `name` and whose rows do not have it yet."""
+        reads = self.objective.reads.items()
+        return [view for view, names in reads if name in names and (view, name) not in self.examples.values]
+
+    def step(self, rows: np.ndarray, lr: float) -> tuple[StepFigures, float]:
+        """One optimizer step: figures over all ranks, and the gradient's norm."""
+        counts = self._counts(rows)
+        micros = self.micros(rows)
+        sums = self._sums(micros)
+        mine = StepFigures()
+        for micro in micros:
+            logprobs = self.model.logprobs(micro.input_ids, micro.index, micro.targets)
+            loss = self._loss(micro, logprobs, counts, sums, mine)
+            self.model.backward(loss)
+        total = StepFigures()
+        for other in self.ranks.all(mine):
+            total.merge(other)
+        if total.error is not None:
+            raise total.error
+        norm = self.model.step(lr)
+        if not np.isfinite(norm):
+            raise StepError(f"the gradient is not finite (its norm is {norm}; the loss was {total.loss:.6g})")
+        self.state = total.state
+        return total, norm
+
+    def _counts(self, rows: np.ndarray) -> dict[str, float]:
+        """Each term's divisor over the whole step, from a dry call on zeros; the same on every rank. Bad columns are
+        found here, on all ranks at once."""
+        micro = micro_of(self.examples.views, rows)
+        batch = columns_of(self.examples, micro)
+        zeros = {
+            f"{view}.{name}": torch.zeros_like(micro.masks[view])
+            for view, names in self.objective.reads.items()
+            for name in names
+            if name in COMPUTED
+        }
+        with torch.no_grad():
+            loss = self._call(micro, {**zeros, **batch, **self._state_columns(micro)})
+        return {name: max(float(term.count()), 1e-12) for name, term in loss.terms.items()}
+
+    def _sums(self, micros: Sequence[Micro]) -> dict[str, Tensor]:
+        """The objective's statistics over the whole step, from a pass without gradient."""
+        names = self.objective.statistic_names
+        if not names:
+            return {}
+        total: dict[str, Tensor] = {}
+        error: SelfloopError | None = None
+        for micro in micros:
+            with torch.no_grad():
+                logprobs = self.model.logprobs(micro.input_ids, micro.index, micro.targets)
+            if not len(micro.rows) or error is not None:
+                continue
+            batch = {**self._batch(micro, logprobs), **self._state_columns(micro)}
+            try:
+                parts = self.objective.statistics(batch)
+            except Exception as met:
+                error = self._named(met, micro, batch)
+                continue
+            for name, value in parts.items():
+                part = value.detach().double().cpu()
+                total[name] = total[name] + part if name in total else part
+        everywhere: dict[str, Tensor] = {}
+        for found, met in self.ranks.all((total, error)):
+            if met is not None:
+                raise met
+            for name, value in found.items():
+                everywhere[name] = everywhere[name] + value if name in everywhere else value
+        return everywhere
+
+    def _loss(self, micro: Micro, logprobs: Tensor, counts: Mapping[str, float], sums: Mapping[str, Tensor],
+              figures: StepFigures) -> Tensor:  # fmt: skip
+        """This micro-batch's share of the step's loss; zero for a dummy or after an error."""
+        nothing = (logprobs * 0.0).sum()
+        if not len(micro.rows) or figures.error is not None:
+            return nothing
+        expanded = {
+            name: value.to(logprobs.device).expand(len(micro.rows)) if value.dim() == 0 else value
+            for name, value in sums.items()
+        }
+        batch = {**self._batch(micro, logprobs), **expanded, **self._state_columns(micro)}
+        try:
+            loss = self._call(micro, batch)
+        except SelfloopError as error:
+            figures.error = error
+            return nothing
+        shares = {name: term.sum() / counts[name] for name, term in loss.terms.items()}
+        total = sum(shares.values(), start=nothing.new_zeros(()))
+        value = float(total.detach())
+        if not np.isfinite(value):
+            bad = {name: float(share.detach()) for name, share in shares.items()}
+            figures.error = StepError(f"the loss is not finite: its terms are {bad}")
+            return nothing
+        _note(figures, loss, shares, micro, value)
+        return total if total.requires_grad else total + nothing
+
+    def _batch(self, micro: Micro, logprobs: Tensor) -> dict[str, Tensor]:
+        """The columns an objective is called with."""
+        batch = columns_of(self.examples, micro)
+        for view, names in self.objective.reads.items():
+            if "logprobs" in names:
+                values = micro.spread(logprobs, view)
+                batch[f"{view}.logprobs"] = values.detach() if view in self.objective.detached else values
+        return batch
+
+    def _state_columns(self, micro: Micro) -> dict[str, Tensor]:
+        """Running state as columns: a number is the same on every row."""
+        rows, device = len(micro.rows), micro.input_ids.device
+        return {
+            name if name.startswith("state_") else f"state_{name}": (
+                value.to(device).expand(rows) if value.dim() == 0 else value.to(device)
+            )
+            for name, value in self.state.items()
+        }
+
+    def _call(self, micro: Micro, batch: Mapping[str, Tensor]) -> Loss:
+        try:
+            return self.objective(batch)
+        except Exception as error:
+            raise self._named(error, micro, batch) from error
+
+    def _named(self, error: Exception, micro: Micro, batch: Mapping[str, Tensor]) -> SelfloopError:
+        """The error of an objective, with the name of the row it is about."""
+        who = type(self.objective).__name__
+        if not isinstance(error, ObjectiveError):
+            return TrainerError(
+                f"the objective {who} raised {type(error).__name__}: {error}. It was called with {sorted(batch)} of "
+                f"{len(micro.rows)} examples; mend the objective"
+            )
+        for place, row in enumerate(micro.rows):
+            one = {name: value[place : place + 1] for name, value in batch.items() if value.dim()}
+            try:
+                with torch.no_grad():
+                    self.objective(one)
+            except ObjectiveError:
+                return ObjectiveError(f"{error} The row is {self.examples.name(int(row))}.")
+            except Exception:
+                break
+        return error
+
+
+def _note(figures: StepFigures, loss: Loss, shares: Mapping[str, Tensor], micro: Micro, value: float) -> None:
+    figures.loss += value
+    figures.tokens += micro.tokens
+    figures.padded += micro.input_ids.numel()
+    figures.state = {name: column.detach().cpu() for name, column in loss.state.items()}
+    for name, share in shares.items():
+        figures.terms[name] = figures.terms.get(name, 0.0) + float(share.detach())
+    for name, column in loss.logs.items():
+        total, count = figures.logs.get(name, (0.0, 0.0))
+        seen = max(column.numel(), 1)
+        each = float(column.detach().float().sum()) / seen
+        figures.logs[name] = (total + each * len(micro.rows), count + len(micro.rows))
+
+
+def target_places(view: View, rows: np.ndarray) -> np.ndarray:
+    """Places of these rows' trained tokens among all of the view's."""
+    bounds = view.row_targets()
+    return np.concatenate([np.arange(bounds[row], bounds[row + 1]) for row in rows])
+
+
+def score(model: Sharded, ranks: Ranks, view: View, budget: int) -> list[list[float]]:
+    """Log-probs of each sequence's trained tokens, without gradient."""
+    lengths, rows = view.lengths(), np.arange(len(view.row_bounds) - 1)
+    parts = cut(lengths, np.ones_like(lengths), budget, ranks.world)
+    found = np.zeros(len(view.targets), np.float32)
+    for part in deal(parts, ranks.rank, ranks.world):
+        micro = dummy(model.device) if part is None else micro_of({"": view}, rows[part], model.device)
+        with torch.no_grad():
+            logprobs = model.logprobs(micro.input_ids, micro.index, micro.targets)
+        if part is not None:
+            found[target_places(view, part)] = logprobs.float().cpu().numpy()
+    found = ranks.add(found)
+    return [
+        found[low:high].tolist()
+        for low, high in zip(view.target_bounds, view.target_bounds[1:], strict=False)
+    ]
