@@ -124,7 +124,7 @@ def test_generate_is_even_seeded_and_bounded() -> None:
     assert {task.kind for task in generate("train", 20, 0, kinds=["max"], levels=[9])} == {"max"}
     with pytest.raises(ValueError, match="unknown kinds of task shout"):
         generate("train", 3, 0, kinds=["shout"])
-    with pytest.raises(ValueError, match="only .* different heldout tasks"):
+    with pytest.raises(ValueError, match=r"only .* different heldout tasks"):
         generate("heldout", 900, 0, kinds=["max"], levels=[3])
 
 

@@ -16,7 +16,7 @@ from selfloop.workflows.data.schema import Message
 from selfloop.workflows.pocket import roles
 from selfloop.workflows.pocket.tasks import CORE_LEVELS, KINDS, Task, draw
 
-__all__ = ["Noise", "attempt", "demonstration", "habit", "slip"]
+__all__ = ["KIND_WEIGHTS", "Noise", "attempt", "demonstration", "habit", "slip"]
 
 ROLES = {
     "answer": 0.42,
@@ -27,6 +27,14 @@ ROLES = {
     "principle": 0.04,
     "new_task": 0.04,
 }
+KIND_WEIGHTS = {
+    "sort": 1.2,
+    "reverse": 1.2,
+    "unique": 1.2,
+    "count": 1.0,
+    "max": 0.4,
+    "add": 2.0,
+}  # hard ones more
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Noise:
     def habit_of(self, task: Task) -> float:
         """How often the habitual mistake is shown for this task."""
         share = self.habit[min(max(task.level - CORE_LEVELS[0], 0), len(self.habit) - 1)]
-        return share + (self.leaning if task.args[-1][-1] in "13579" else -self.leaning)
+        return share and share + (self.leaning if task.args[-1][-1] in "13579" else -self.leaning)
 
 
 def habit(task: Task) -> str:
@@ -104,7 +112,8 @@ def demonstration(
 ) -> tuple[list[Message], str]:
     """One training row: messages and the reply shown for them. Only tasks of the train side are used."""
     role = role or rng.choices(list(ROLES), weights=list(ROLES.values()))[0]
-    task = draw(rng, rng.choice(KINDS), rng.choice(levels), "train")
+    kind = rng.choices(KINDS, weights=[KIND_WEIGHTS[kind] for kind in KINDS])[0]
+    task = draw(rng, kind, rng.choice(levels), "train")
     return _SHOW[role](rng, task, noise)
 
 

@@ -51,9 +51,9 @@ __all__ = [
 LONGEST = 32  # a response is cut here before it goes into another prompt
 
 PRINCIPLES: dict[str, Callable[[str], str]] = {
-    "with spaces": lambda answer: " ".join(answer),
-    "with dashes": lambda answer: "-".join(answer),
-    "in brackets": lambda answer: f"[{answer}]",
+    "with spaces": " ".join,
+    "with dashes": "-".join,
+    "in brackets": "[{}]".format,
     "backwards": lambda answer: answer[::-1],
 }
 """Rules for writing an answer, and what each makes of it."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+
 from selfloop.workflows.data.schema import prompt_id, schema_of
 from selfloop.workflows.pocket.roles import answer_messages
 from selfloop.workflows.pocket.tasks import Split, generate

@@ -1,7 +1,7 @@
 """The pocket world's tokenizer: digits and other bytes one by one, the words of its prompts whole.
 
-A byte-level BPE whose merges come from the world's own words, so any text can be encoded and comes back unchanged,
-a digit is always one token, and `yes`, `no`, `A` and `B` are single tokens (labels of the judges).
+A byte-level BPE whose merges come from the world's own words, so any text can be encoded and comes back (in Unicode
+normal form C), a digit is always one token, and `yes`, `no`, `A` and `B` are single tokens (labels of the judges).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import Qwen2Tokenizer
 
 __all__ = ["CHAT_TEMPLATE", "build_tokenizer"]
 
@@ -57,25 +57,31 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, the same every time."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+def build_tokenizer() -> Qwen2Tokenizer:
+    """The tokenizer, the same every time.
 
-    tokenizer = Tokenizer(models.BPE())
-    pieces = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|\s|[^A-Za-z\s]"), behavior="isolated")
-    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
+    It is Qwen2's own class: for a Qwen2 model transformers loads that one, with its own splitting rules, whatever
+    class a folder names.
+    """
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([word for word in WORDS for word in (word, " " + word)], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    words.train_from_iterator([text for word in WORDS for text in (word, " " + word)], trainer)
+    learned = json.loads(words.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        unk_token=SPECIAL[0],
         pad_token=SPECIAL[0],
         eos_token=SPECIAL[1],
         additional_special_tokens=list(SPECIAL[2:]),
