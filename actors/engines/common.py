@@ -10,8 +10,9 @@ from typing import Any
 from selfloop.actors.engines import Ask
 from selfloop.workflows.errors import InputError
 
-__all__ = ["ModelFacts", "ask_problem", "ids_problem", "read_facts", "tensor_names"]
+__all__ = ["NOT_FINITE", "ModelFacts", "ask_problem", "ids_problem", "read_facts", "tensor_names"]
 
+NOT_FINITE = "the log-probs are not finite: the weights that are served are damaged"
 LONGEST_DEFAULT = 4096
 """Tokens of prompt and response together where the user does not say: many models allow far more than fits."""
 

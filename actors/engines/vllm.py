@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfloop.actors.engines import Ask, EngineSpec, Reply
-from selfloop.actors.engines.common import ask_problem, ids_problem, read_facts, tensor_names
+from selfloop.actors.engines.common import NOT_FINITE, ask_problem, ids_problem, read_facts, tensor_names
 from selfloop.actors.engines.vllm_start import start_engine
 from selfloop.actors.weights import tensor_hash
 from selfloop.workflows.errors import EngineError, SelfloopError
@@ -334,9 +334,7 @@ def reply_of(result: RequestOutput | str) -> Reply:
     if done.finish_reason not in ("stop", "length"):
         return Reply(finish="error", error=f"vLLM ended the response with {done.finish_reason!r}")
     if not math.isfinite(sum(values)):
-        return Reply(
-            finish="error", error="log-probs are not finite: the weights that are served are damaged"
-        )
+        return Reply(finish="error", error=NOT_FINITE)
     return Reply(ids, values, done.finish_reason)
 
 
