@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# make check: format, lint, types, size budget, unit tests. Run with the environment's bin first in PATH.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+status=0
+step() { echo "== $1"; shift; "$@" || status=1; }
+
+# Type checkers see modules under their import path: a tree of links named selfloop/ (build/types).
+types() {
+  rm -rf build/types && mkdir -p build/types/selfloop
+  cp -rs "$PWD"/workflows "$PWD"/actors "$PWD"/configs build/types/selfloop/
+  pyright --pythonpath "$(command -v python)" | sed "s#$PWD/build/types/selfloop/##"
+}
+
+step "format (ruff)" ruff format --check --quiet .
+step "lint (ruff)" ruff check --quiet .
+step "types (pyright)" types
+step "unit tests and size budget (pytest)" python -m pytest tests/unit -q -m "not real"
+exit $status
