@@ -79,7 +79,7 @@ cert=${PIP_CERT:-$(pip_setting cert)}
 if [ -n "$links" ] && [ -z "${UV_FIND_LINKS:-}" ]; then export UV_FIND_LINKS="${links// /,}"; fi
 if [ -n "$mirror" ] && [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX="$mirror"; fi
 if [ -n "$cert" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE="$cert"; fi
-export UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
+export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
 
 if [ ! -x "$VENV/bin/uv" ]; then
   "$PY" -m pip --version >>"$LOG" 2>&1 || fail "pip is missing. Install it: sudo apt-get install python3-pip"
@@ -90,10 +90,11 @@ fi
 torch=()
 if [ "$STACK" = cpu ]; then
   torch=(--overrides constraints/overrides-cpu.txt --constraints constraints/cpu.txt)
-  ls ${links:+"$links"}/torch-*cpu* >/dev/null 2>&1 || torch+=(--torch-backend cpu)
+  tag=$("$VENV/bin/python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+  compgen -G "${links:-/nowhere}/torch-*cpu-$tag-*" >/dev/null || torch+=(--torch-backend cpu)
 fi
 "$VENV/bin/uv" pip install --python "$VENV/bin/python" "${torch[@]}" --reinstall-package selfloop \
-  --config-settings editable_mode=strict --editable ".[$STACK,dev,math]" 2>&1 | tee -a "$LOG" | grep -vE '^ [+~-] ' ||
+  --config-settings editable_mode=strict --editable ".[$STACK,dev,math]" 2>&1 | tee -a "$LOG" | { grep -vE '^ [+~-] ' || true; } ||
   explain "the packages could not be installed."
 
 echo "$KEY" >"$VENV/.selfloop-key"
