@@ -11,6 +11,7 @@ __all__ = [
     "InputError",
     "JudgeError",
     "ObjectiveError",
+    "RecipeError",
     "RunLockedError",
     "SandboxError",
     "SelfloopError",
@@ -42,6 +43,10 @@ class EngineError(SelfloopError):
 
 class JudgeError(SelfloopError):
     """A judge broke its contract, for example by answering for other rows than it was given."""
+
+
+class RecipeError(SelfloopError):
+    """A rule or function that a recipe handed to a verb raised."""
 
 
 class SandboxError(SelfloopError):

@@ -60,10 +60,43 @@ def runtime_of(name: str, setup: Setup, folder: RunFolder) -> Iterator[tuple[Run
         spec = EngineSpec(generator.engine, str(setup.folder), options=dict(generator.options))
         yield local_runtime(setup, folder, make_engine(spec), FakeTrainer(str(setup.folder)))
         return
-    from selfloop.workflows.flow.ray_runtime import ray_runtime
+    from selfloop.workflows.flow.executor import Executor
+    from selfloop.workflows.flow.loop import make_job
 
-    with ray_runtime(setup, folder, Console(live=False)) as made:
-        yield made
+    actors = shared_actors(setup)
+    actors.engines.model = actors.trainer.loaded = ""
+    job = make_job(setup, folder, {})
+    yield Executor(job, actors), job
+
+
+ACTORS: dict[str, Any] = {}
+
+
+def shared_actors(setup: Setup) -> Any:
+    """Ray and a run's actors, started once a test session and kind of generator."""
+    import ray
+    from selfloop.workflows.flow.cluster import Actors, Specs, connect
+
+    kind = setup.config.generator.model_dump_json()
+    if kind not in ACTORS:
+        if not ray.is_initialized():
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        connect(setup.config)
+        ACTORS[kind] = Actors(setup.config, Specs(*setup.specs(0)[:2], setup.probe_messages, 1e-3), 0)
+    actors = ACTORS[kind]
+    for pool in (actors.engines, actors.workers, actors.trainer.pool):
+        for replica in pool.replicas:
+            replica.in_flight = 0  # a run that ended in an error leaves its calls behind
+    return actors
+
+
+def close_shared_actors() -> None:
+    import ray
+
+    for actors in ACTORS.values():
+        actors.close()
+    ACTORS.clear()
+    ray.shutdown()
 
 
 def run_on(name: str, config: Config, path: Path, recipe: Recipe | None = None) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.store.parts import read_table, row_hash
 from selfloop.workflows.store.run import RunFolder
 
-from .flows import fake_config, rows_of, run_on
+from .flows import close_shared_actors, fake_config, rows_of, run_on
 
 RUNTIMES = ["local", pytest.param("ray", marks=pytest.mark.real)]
 runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cluster() -> Iterator[None]:
+    yield
+    close_shared_actors()
 
 
 class Length(Verifier):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from selfloop.workflows.errors import EngineError
 from selfloop.workflows.flow.calls import Call, Calls, Write
 from selfloop.workflows.flow.cluster import Actors
 from selfloop.workflows.flow.flows import Batch, Flow
@@ -35,6 +36,7 @@ class Executor(Runner):
         self.flushed: dict[str, float] = {}
         self.wanted = ""
         self.training: TrainingCall | None = None
+        self.seen: tuple[int, str, str] = (0, "", "")
 
     def run(self, graph: Graph) -> Outcome:
         """Run every node that is not complete yet; returns the models made and the numbers measured."""
@@ -43,9 +45,22 @@ class Executor(Runner):
         while not all(flow.complete for flow in self.flows.values()):
             self.switch_models()
             sent = self.dispatch()
-            self.flush()
+            idle = not sent and not self.calls.running and self.training is None
+            self.flush(everything=idle)
+            if idle and not self.calls.running and not self.advanced():
+                raise EngineError(f"the executor has nothing left to do in iteration {graph.iteration}, yet nodes are not complete: "
+                                  f"{', '.join(self.unfinished())}. This is a fault of the executor; please report it")  # fmt: skip
             self.collect(wait=0.0 if sent else 0.2)
         return self.outcome
+
+    def unfinished(self) -> list[str]:
+        return [name for name, flow in self.flows.items() if not flow.complete]
+
+    def advanced(self) -> bool:
+        """Whether the last look at all nodes completed one or made another model served, so that more may be sent now."""
+        state = (len(self.unfinished()), self.actors.engines.model, self.wanted)
+        changed, self.seen = state != self.seen, state
+        return changed
 
     # which model each pool serves
 
@@ -141,7 +156,7 @@ class Executor(Runner):
             self.end(flow)
         if flow.sent or replica is None:
             return False
-        inputs = [[source.fetch(index) for index in range(source.total or 0)] for source in flow.inputs]
+        inputs = [source.whole() for source in flow.inputs]
         args = (self.job.batch_size, *inputs)
         self.calls.send(Call(flow, 0, self.actors.workers, replica, args, "gather"))
         flow.sent, flow.in_flight = 1, 1
@@ -160,7 +175,7 @@ class Executor(Runner):
             return False
         self.actors.before_training()
         source = flow.inputs[0]
-        rows = [source.fetch(index) for index in range(source.total or 0)]
+        rows = source.whole()
         self.job.folder.event("train", iteration=self.graph.iteration, node=flow.node.name)
         self.training = TrainingCall(
             flow, self.actors.trainer, self.job.train_work(flow.node, self.graph), rows, self.job.folder.event
@@ -187,7 +202,7 @@ class Executor(Runner):
 
     # committing
 
-    def flush(self) -> None:
+    def flush(self, everything: bool) -> None:
         """Give the writer what has gathered: enough rows, waited long enough, or the last batches of a node."""
         now = time.monotonic()
         for flow in self.flows.values():
@@ -196,7 +211,7 @@ class Executor(Runner):
             since = self.flushed.setdefault(flow.node.name, now)
             rows = sum(batch.meta["rows"] for batch in flow.waiting)
             ended = flow.total is not None and flow.released >= flow.total
-            if ended or rows >= PART_ROWS or now - since >= PART_SECONDS:
+            if everything or ended or rows >= PART_ROWS or now - since >= PART_SECONDS:
                 self.write(flow, flow.waiting)
                 flow.waiting = []
                 self.flushed.pop(flow.node.name, None)

@@ -72,6 +72,10 @@ class Flow:
             return self.buffer[index]
         return self.stored[index] if index < len(self.stored) else None
 
+    def whole(self) -> list[Any]:
+        """All batches of a complete node, as a barrier reads them: committed ones from their parts."""
+        return list(self.stored if self.fixed is None else self.fixed)
+
     def needs(self, index: int) -> list[tuple[Flow, int]]:
         """The input batches that batch `index` is made from."""
         if isinstance(self.node.op, Concat):

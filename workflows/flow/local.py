@@ -60,9 +60,7 @@ class LocalRuntime(Runner):
     def barrier(self, flow: Flow) -> None:
         """Run a gather or a summary on its whole inputs."""
         if flow.known is None:
-            batches = [
-                read_batches([source.fetch(k) for k in range(source.total or 0)]) for source in flow.inputs
-            ]
+            batches = [read_batches(source.whole()) for source in flow.inputs]
             table = self.call(
                 flow, [pa.concat_tables(one, promote_options="default") for one in batches if one]
             )
@@ -101,7 +99,7 @@ class LocalRuntime(Runner):
         from selfloop.actors.trainer import TrainWork
 
         source = flow.inputs[0]
-        rows = read_batches([source.fetch(index) for index in range(source.total or 0)])
+        rows = read_batches(source.whole())
         table = pa.concat_tables(rows, promote_options="default") if rows else pa.table({})
         flow.in_flight += 1
         work = TrainWork(table=table, **self.job.train_work(flow.node, self.graph))

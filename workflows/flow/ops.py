@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from selfloop.workflows.data.schema import COLUMNS, assistant
 from selfloop.workflows.data.seeds import derive_seed
-from selfloop.workflows.errors import JudgeError, SelfloopError
+from selfloop.workflows.errors import RecipeError, SelfloopError
 from selfloop.workflows.flow.rows import Row, groups, with_column
 
 if TYPE_CHECKING:
@@ -258,7 +258,8 @@ class Score(Op):
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         values: list[float | None] = [None] * tables[0].num_rows
         for name, rows in groups(tables[0]):
-            for row, value in zip(rows, self.function(rows, context.draw(name)), strict=True):
+            made = apply(self.function, context, name, rows, context.draw(name))
+            for row, value in zip(rows, made, strict=True):
                 values[row.index] = value
         return with_column(tables[0], self.column, pa.array(values, pa.float64()))
 
@@ -273,7 +274,7 @@ class Keep(Op):
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         kept: list[int] = []
         for name, rows in groups(tables[0]):
-            kept += sorted(row.index for row in self.rule(rows, context.draw(name)))
+            kept += sorted(row.index for row in apply(self.rule, context, name, rows, context.draw(name)))
         return tables[0].take(pa.array(kept, pa.int64()))
 
 
@@ -305,7 +306,7 @@ class Pair(Op):
         table = tables[0]
         chosen, rejected, numbers, extras = [], [], [], []
         for name, rows in groups(table):
-            for number, pair in enumerate(self.rule(rows, context.draw(name))):
+            for number, pair in enumerate(apply(self.rule, context, name, rows, context.draw(name))):
                 chosen.append(pair[0].index)
                 rejected.append(pair[1].index)
                 numbers.append(number)
@@ -360,8 +361,7 @@ class Map(Op):
         for name, rows in groups(table):
             for row in rows:
                 rng = context.draw(name, row.get("sample"))
-                result = self.function(row, *more, rng)
-                for new in [] if result is None else [result] if isinstance(result, dict) else result:
+                for new in apply(self.function, context, name, row, *more, rng):
                     filled = {**row, **new}
                     if "prompt" in new and "prompt_id" not in new:
                         count = opened[name] = opened.get(name, -1) + 1
@@ -481,8 +481,16 @@ class Summary(Op):
                          "value": pa.array(list(numbers.values()), pa.float64())})  # fmt: skip
 
 
-def call_boundary(error: Exception, node: str, what: str) -> SelfloopError:
-    """A rule or judge of a recipe that broke, as one typed error that names the node."""
-    if isinstance(error, SelfloopError):
-        return error
-    return JudgeError(f"node {node}: {what} raised {type(error).__name__}: {error}")
+def apply(function: Callable[..., Any], context: Context, group: str, *args: Any) -> list[Any]:
+    """What a recipe's function gives for a prompt group, as a list; what it raises becomes one typed error."""
+    try:
+        result = function(*args)
+        return [] if result is None else [result] if isinstance(result, dict) else list(result)
+    except SelfloopError:
+        raise
+    except Exception as error:  # the recipe's own code: it may raise anything
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        raise RecipeError(
+            f"node {context.node!r}: {name} raised {type(error).__name__}: {error} on prompt {group} (iteration "
+            f"{context.iteration}). The rows before it are committed: mend {name} and resume the run"
+        ) from error
