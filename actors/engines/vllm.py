@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfloop.actors.engines import Ask, EngineSpec, Reply
 from selfloop.actors.engines.common import NOT_FINITE, ask_problem, ids_problem, read_facts, tensor_names
-from selfloop.actors.engines.vllm_start import start_engine
+from selfloop.actors.engines.vllm_start import repack_head, start_engine
 from selfloop.actors.weights import tensor_hash
 from selfloop.workflows.errors import EngineError, SelfloopError
 
@@ -291,6 +291,8 @@ class VllmEngine:
             self.wake_up()
             iterator = recorded(tensors, receipt)
             self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
+            if self.spec.device == "cpu":
+                self.engine.apply_model(repack_head)
             missing = self.missing_tensors(receipt)
             if missing:  # vLLM keeps the old values of what did not come, and says nothing
                 raise EngineError(f"{len(missing)} tensors did not come, among them {missing[0]}")

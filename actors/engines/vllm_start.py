@@ -15,9 +15,10 @@ from selfloop.actors.engines.common import ModelFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
     from vllm.v1.engine.llm_engine import LLMEngine
 
-__all__ = ["engine_arguments", "prepare_environment", "start_engine"]
+__all__ = ["engine_arguments", "prepare_environment", "repack_head", "start_engine"]
 
 GIB = 2**30
 CACHE_DEFAULT = GIB  # bytes; touching fresh memory costs up to 3 s a GiB on virtual machines
@@ -136,3 +137,16 @@ def skip_ranks() -> None:
         return torch.zeros(logprobs.shape[0], dtype=torch.int64)
 
     setattr(sampler, "batched_count_greater_than", no_ranks)  # noqa: B010 (a name that vLLM does not export)
+
+
+def repack_head(model: Module) -> None:
+    """Make the output head read the embedding's new weights.
+
+    On CPU a linear layer computes with a packed copy of its weights. `reload_weights` renews the copies of the layers
+    whose tensors came; a head that is tied to the embedding gets no tensor and would go on with the old ones.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
