@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Micro", "Plan", "columns_of", "cut", "deal", "dummy", "micro_of", "waste_of"]
 
-WASTE = 0.08
-CAPS = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.04, 0.0)
+WASTE = 0.09
+PRICES = (1e6, 0.1, 0.03, 0.01, 0.005, 0.002, 0.001, 0.0)  # of a micro-batch, in shares of the step's tokens
 ABSENT = {"rank": -1.0}
 
 
@@ -79,8 +79,9 @@ def cut(lengths: np.ndarray, sequences: np.ndarray, budget: int, parts: int = 1)
     """
     order = np.argsort(-lengths, kind="stable")
     found: list[np.ndarray] = []
-    for cap in CAPS:
-        found = _cut_at(order, lengths, sequences, budget, cap)
+    total = float((lengths * sequences).sum())
+    for price in PRICES:
+        found = _cut_at(order, lengths, sequences, budget, price * total)
         if waste_of(found, lengths, sequences) < WASTE:
             break
     while len(found) % parts:
@@ -94,20 +95,27 @@ def cut(lengths: np.ndarray, sequences: np.ndarray, budget: int, parts: int = 1)
 
 
 def _cut_at(
-    order: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, budget: int, cap: float
+    order: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, budget: int, price: float
 ) -> list[np.ndarray]:
-    """Take the next longest example while the budget holds and at most `cap` of the padded tokens are padding."""
+    """The cuts of a sorted order that cost least: the padded tokens, and `price` for each micro-batch."""
+    longest = lengths[order].astype(np.float64)
+    before = np.concatenate([[0], np.cumsum(sequences[order])]).astype(np.float64)
+    cost = np.zeros(len(order) + 1)
+    origin = np.zeros(len(order) + 1, np.int64)
+    low = 0
+    for end in range(1, len(order) + 1):
+        while low < end - 1 and (before[end] - before[low]) * longest[low] > budget:
+            low += 1
+        padded = (before[end] - before[low:end]) * longest[low:end]
+        choices = cost[low:end] + padded + price
+        best = int(choices.argmin())
+        cost[end], origin[end] = choices[best], low + best
     found: list[np.ndarray] = []
-    start = count = real = 0
-    for place, example in enumerate(order):
-        longest = int(lengths[order[start]])
-        more, tokens = int(sequences[example]), int(sequences[example] * lengths[example])
-        padded = (count + more) * longest
-        if place > start and (padded > budget or padded - real - tokens > cap * padded):
-            found.append(order[start:place])
-            start, count, real = place, 0, 0
-        count, real = count + more, real + tokens
-    return [*found, order[start:]] if len(order) else []
+    end = len(order)
+    while end:
+        found.append(order[origin[end] : end])
+        end = int(origin[end])
+    return found[::-1]
 
 
 def waste_of(parts: Sequence[np.ndarray], lengths: np.ndarray, sequences: np.ndarray) -> float:

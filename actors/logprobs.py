@@ -51,9 +51,11 @@ class _HeadLogProbs(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if to_weight else None
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if to_bias else None
         for part in _parts(len(hidden), rows):
-            logits = None if kept is not None else _logits(hidden[part], weight, bias, scale, cap)
-            slope = None if cap is None or logits is None else 1 - (logits / cap).square()
-            grad = kept if logits is None else logits.sub_(norms[part, None]).exp_()
+            grad, slope = kept, None
+            if grad is None:
+                logits = _logits(hidden[part], weight, bias, scale, cap)
+                slope = None if cap is None else 1 - (logits / cap).square()
+                grad = logits.sub_(norms[part, None]).exp_()
             grad.mul_(-grads[0][part, None])  # the gradient of log p_t is onehot(t) - p
             grad.scatter_add_(-1, targets[part, None], grads[0][part, None])
             if slope is not None:

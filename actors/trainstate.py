@@ -171,7 +171,8 @@ def read_json(folder: str | None) -> dict[str, Any]:
 def save_scores(folder: str, values: Mapping[tuple[str, str], np.ndarray]) -> None:
     """Keep reference and old log-probs, so that a replay does not load the reference again."""
     path = temporary(Path(folder) / "scores")
-    np.savez(path / "scores.npz", **{"/".join(name): value for name, value in values.items()})
+    named: dict[str, Any] = {"/".join(name): value for name, value in values.items()}
+    np.savez(path / "scores.npz", **named)
     commit_folder(path, Path(folder) / "scores")
 
 
@@ -190,8 +191,8 @@ def last_step(folder: str, key: str) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def drop_steps(folder: str, keep: Path) -> None:
-    """Delete every step checkpoint but the last."""
-    for path in Path(folder).glob("step-*"):
+def drop_steps(keep: Path) -> None:
+    """Delete every step checkpoint beside this one."""
+    for path in keep.parent.glob("step-*"):
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)

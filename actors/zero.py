@@ -36,7 +36,7 @@ def join_group(device: str, rank: int, world: int, master: tuple[str, int]) -> N
     """Meet the other ranks. One rank alone opens no port; ranks of one machine meet on loopback only."""
     os.environ["DS_ACCELERATOR"] = device
     os.environ.setdefault("LOCAL_RANK", "0")
-    dist = torch.distributed
+    dist: Any = torch.distributed
     if dist.is_initialized():
         if (dist.get_rank(), dist.get_world_size()) != (rank, world):
             raise TrainerError(
@@ -85,12 +85,14 @@ class Sharded:
         self.tied = bool(getattr(module.model.config, "tie_word_embeddings", False))
         optimizer = self._optimizer(module)
         with redirect_stdout(StringIO()):  # some of its optimizers print their memory
-            self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            engine: Any = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=self._config(module), dist_init_required=False
-            )
-        self.module: PolicyModule = self.engine.module
-        self.inner: torch.optim.Optimizer = self.engine.basic_optimizer
-        self.params: dict[str, nn.Parameter] = {
+            )[0]
+        self.engine = engine
+        self.optimizer: Any = engine.optimizer
+        self.module: PolicyModule = engine.module
+        self.inner: Any = engine.basic_optimizer
+        self.params: dict[str, Any] = {
             name.removeprefix(PREFIX): param for name, param in self.module.named_parameters()
         }
         self._make_moments()
@@ -261,7 +263,7 @@ class Sharded:
         for name, param in self.params.items():
             yield name, self._full(param, None)
 
-    def _full(self, param: nn.Parameter, moment: str | None) -> Tensor:
+    def _full(self, param: Any, moment: str | None) -> Tensor:
         """A master weight or a moment, whole."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -271,7 +273,7 @@ class Sharded:
         assert value is not None
         return value.detach().cpu()
 
-    def _write_master(self, param: nn.Parameter, value: Tensor, moment: str | None) -> None:
+    def _write_master(self, param: Any, value: Tensor, moment: str | None) -> None:
         """This rank's share of a master weight or a moment."""
         if self.stage == 0:
             (param.data if moment is None else self.inner.state[param][moment]).copy_(value)

@@ -1,0 +1,150 @@
+"""What a train node leaves on disk: step checkpoints to replay from, and at its end the state and the checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfloop.actors import trainstate
+from selfloop.actors.trainstate import Folder, commit_folder, temporary, write_json, write_tensors
+from selfloop.workflows.errors import TrainerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from selfloop.actors.trainer import TrainerSpec, TrainWork
+    from selfloop.actors.training import Ranks, Trainable
+
+__all__ = ["Progress", "alone", "resume", "save", "save_step", "work_key"]
+
+
+@dataclass
+class Progress:
+    """A train node under way. key: names the work. step: optimizer steps done."""
+
+    key: str
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def work_key(spec: TrainerSpec, work: TrainWork, task: Trainable) -> str:
+    """Names the work, so that a step checkpoint of other work is not taken up."""
+    shared = {
+        name: value for name, value in asdict(spec).items() if name not in ("model", "checkpoint_steps")
+    }
+    plan, examples = task.plan, task.examples
+    about = [shared, work.role, work.version, work.optimizer, work.lr, plan.batch_size, plan.epochs, plan.seed,
+             type(work.objective).__name__, work.objective.model_dump(mode="json")]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, view in examples.views.items():
+        digest.update(name.encode())
+        for array in (view.tokens, view.bounds, view.targets, view.target_bounds):
+            digest.update(array.tobytes())
+    for name in sorted(examples.columns):
+        digest.update(name.encode() + b"".join(part.tobytes() for part in examples.columns[name]))
+    for given in sorted(examples.values):
+        digest.update("/".join(given).encode() + examples.values[given].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def resume(work: TrainWork, task: Trainable, progress: Progress) -> bool:
+    """Take up the last step checkpoint of this very work, if there is one."""
+    if not work.step_dir:
+        return False
+    found = task.ranks.first(trainstate.last_step(work.step_dir, progress.key))
+    if found is None:
+        return False
+    path, about = found
+    task.examples.values |= trainstate.load_scores(work.step_dir)
+    task.model.load(Folder(path, "master").read, masters=True)
+    task.model.load_moments(Folder(path, "optimizer").read, about["optimizer_step"])
+    task.state = trainstate.unpack_state(about["objective_state"])
+    progress.step, progress.curve = about["step"], about["curve"]
+    return True
+
+
+def save_scores(work: TrainWork, task: Trainable) -> None:
+    """Keep reference and old log-probs, so that a replay does not load the reference again."""
+    if work.step_dir:
+        folder, values = work.step_dir, task.examples.values
+        alone(task.ranks, lambda: trainstate.save_scores(folder, values))
+
+
+def save_step(work: TrainWork, task: Trainable, progress: Progress) -> None:
+    """A step checkpoint, whole or not at all; the one before goes."""
+    if work.step_dir:
+        final = Path(work.step_dir) / f"step-{progress.step:06d}"
+        about = {"key": progress.key, "step": progress.step, "curve": progress.curve}
+        _write_state(final, task, about, masters=True, moments=True)
+        alone(task.ranks, lambda: trainstate.drop_steps(final))
+
+
+def save(spec: TrainerSpec, work: TrainWork, task: Trainable) -> dict[str, str]:
+    """Write the state, then the checkpoint, then drop the step checkpoints. Returns the receipt, on every rank."""
+    if work.state_out:
+        masters, moments = spec.dtype != "float32", work.optimizer == "continued"
+        _write_state(Path(work.state_out), task, {"version": work.version}, masters=masters, moments=moments)
+    width = 4 if spec.dtype == "float32" else 2
+    sizes = {name: width * prod(shape) for name, shape in task.model.shapes().items()}
+    tensors = _on_first(task.ranks, task.model.served())
+    receipt: dict[str, str] = {}
+
+    def write() -> None:
+        path = temporary(work.out)
+        receipt.update(trainstate.write_checkpoint(work.start, path, iter(tensors), sizes, spec.dtype))
+        commit_folder(path, work.out)
+        if work.step_dir:
+            shutil.rmtree(work.step_dir, ignore_errors=True)
+
+    alone(task.ranks, write)
+    return task.ranks.first(receipt)
+
+
+def alone(ranks: Ranks, write: Callable[[], Any]) -> None:
+    """Let the first rank write; all ranks learn how it went."""
+    error: TrainerError | None = None
+    if ranks.rank == 0:
+        try:
+            write()
+        except OSError as met:
+            error = TrainerError(
+                f"the trainer cannot write its checkpoint: {met}. Free space or mend the folder's permissions, then "
+                "resume: nothing half written is left under its final name"
+            )
+    ranks.agree(error)
+
+
+def _write_state(
+    final: Path, task: Trainable, about: dict[str, Any], *, masters: bool, moments: bool
+) -> None:
+    """Masters, moments and the objective's running state, in a folder of their own."""
+    model = task.model
+    groups: dict[str, list[tuple[str, Tensor]]] = {}
+    if masters:
+        groups["master"] = _on_first(task.ranks, model.masters())
+    if moments:
+        groups["optimizer"] = _on_first(task.ranks, model.moments())
+        about["optimizer_step"] = model.moment_step()
+    about["objective"] = type(task.objective).__name__
+    about["objective_state"] = trainstate.pack_state(task.state)
+
+    def write() -> None:
+        path = temporary(final)
+        for stem, tensors in groups.items():
+            sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors}
+            write_tensors(path, iter(tensors), sizes, stem)
+        write_json(path / "state.json", about)
+        commit_folder(path, final)
+
+    alone(task.ranks, write)
+
+
+def _on_first(ranks: Ranks, tensors: Iterator[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """All tensors on the first rank; the others only take part in gathering them."""
+    return [item for item in tensors if ranks.rank == 0]
