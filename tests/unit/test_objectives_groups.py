@@ -232,6 +232,11 @@ def test_pro_unsorted_input_is_sorted() -> None:
     )
 
 
+def test_pro_rank_alone_is_the_form_without_scores() -> None:
+    batch = ranked(-0.5, -0.7, -1.3, rank=[0, 1, 2])
+    assert rank_part(PRO(), batch) == about(1.256413)
+
+
 @pytest.mark.parametrize("objective", [PRO(), PRO(use_scores=False)], ids=str)
 def test_pro_absent_candidates(objective: PRO) -> None:
     short = ranked(-0.5, -0.7, scores=[1.5, 1.2], rank=[0, 1])
@@ -280,6 +285,11 @@ def test_aft_permuting_and_duplicating_members() -> None:
     assert total(PLAIN, ranked(-0.5, -0.3, -0.3, rank=[0, 1, 1])) > total(
         PLAIN, ranked(-0.5, -0.3, rank=[0, 1])
     )
+
+
+def test_aft_scores_stand_in_for_ranks() -> None:
+    scored = ranked(-0.5, -0.6, -0.3, -1.2, scores=[1.0, 1.0, 0.0, 0.0])
+    assert total(PLAIN, scored) == total(PLAIN, FOUR) and total(AFT(), scored) == total(AFT(), FOUR)
 
 
 def test_aft_assessment_accuracy() -> None:

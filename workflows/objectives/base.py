@@ -100,8 +100,9 @@ class Objective(BaseModel):
 
     views: the views it needs. reads: for each view what it needs beside `VIEW.mask`, such as `logprobs`,
     `reference_logprobs`, `old_logprobs`. columns: columns without a view that rows must have; optional: those used
-    where rows have them. detached: views whose log-probs need no gradient. domains: what a column may hold.
-    statistic_names: keys of `statistics`; where the batch lacks them it is taken as the whole.
+    where rows have them; alternatives: column -> the one that is read where a batch lacks it. detached: views whose
+    log-probs need no gradient. domains: what a column may hold. statistic_names: keys of `statistics`; where the
+    batch lacks them it is taken as the whole.
 
     A subclass writes `compute(batch)` and, if it has statistics, `sums(batch)`. Both get a checked batch: keys spelled
     `VIEW.name`, float32 or float64 throughout, zeros behind the masks.
@@ -112,6 +113,7 @@ class Objective(BaseModel):
     views: ClassVar[tuple[str, ...]] = ("response",)
     columns: ClassVar[tuple[str, ...]] = ()
     optional: ClassVar[tuple[str, ...]] = ("weight",)
+    alternatives: ClassVar[Mapping[str, str]] = {}
     detached: ClassVar[tuple[str, ...]] = ()
     domains: ClassVar[Mapping[str, Domain]] = {}
     statistic_names: ClassVar[tuple[str, ...]] = ()

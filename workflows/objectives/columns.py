@@ -69,7 +69,12 @@ def prepare(objective: Objective, batch: Mapping[str, Tensor]) -> dict[str, Tens
         given[canonical(name)] = torch.as_tensor(batch[name])
     reads = [f"{view}.{read}" for view, names in objective.reads.items() for read in names]
     masks = [_mask_name(name) for name in reads if name.rsplit(".", 1)[1] not in ROW_READS]
-    needed = list(dict.fromkeys([*reads, *masks, *map(canonical, objective.columns)]))
+    instead = objective.alternatives
+    columns = [
+        instead[name] if name not in given and instead.get(name) in given else name
+        for name in objective.columns
+    ]
+    needed = list(dict.fromkeys([*reads, *masks, *map(canonical, columns)]))
     if any(name not in given for name in needed):
         _refuse_missing(objective, needed, given)
     optional = [name for name in map(canonical, objective.optional) if name in given]

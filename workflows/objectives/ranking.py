@@ -5,6 +5,7 @@ A row may have fewer than k candidates: rank -1 marks an absent one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from selfloop.workflows.objectives.maths import log_ratio, mean, soft_logistic, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AFT", "D2O", "PRO", "better_worse"]
+__all__ = ["AFT", "D2O", "PRO", "better_worse", "rank_of"]
 
 
 class PRO(Objective):
@@ -27,11 +28,13 @@ class PRO(Objective):
     Source: Song et al. 2023, arXiv 2306.17492; official code AlibabaResearch/DAMO-ConvAI, PRO
     Tokens: the ranking uses means over response tokens, the SFT part sums over the best response's; mean over prompts.
     Differs: 1) Candidates are sorted here: by `scores`, else by `rank`, so their order in the batch does not matter.
-    2) Without scores, candidates of equal rank are not compared. 3) No 1e-10 inside the log.
+    2) A batch with `rank` alone takes the form without scores, in which candidates of equal rank are not compared.
+    3) No 1e-10 inside the log.
     """
 
     views: ClassVar[tuple[str, ...]] = ("ranked",)
     optional: ClassVar[tuple[str, ...]] = ("weight", "rank")
+    alternatives: ClassVar[Mapping[str, str]] = {"scores": "rank"}
 
     use_scores: bool = Field(True, description="gaps of scores as temperatures; False: only `rank`")
     sft_weight: float | None = Field(None, ge=0, description="b; None: 0.05 (n - 1)^2 (official code)")
@@ -44,14 +47,13 @@ class PRO(Objective):
     def compute(self, batch: Batch) -> Loss:
         import torch
 
-        present = (
-            batch["rank"] >= 0 if "rank" in batch else torch.ones_like(batch["scores"], dtype=torch.bool)
-        )
+        scored = self.use_scores and "scores" in batch
         # A small key is a good candidate; absent ones come last.
-        key = -batch["scores"] if self.use_scores else batch["rank"]
+        key = -batch["scores"] if scored else batch["rank"]
+        present = batch["rank"] >= 0 if "rank" in batch else torch.ones_like(key, dtype=torch.bool)
         order = torch.where(present, key, torch.full_like(key, float("inf"))).argsort(dim=-1, stable=True)
         s, key, present = (t.gather(-1, order) for t in (mean(batch, "ranked"), key, present))
-        values = _plackett_luce(s, key, present, temperatures=self.use_scores)
+        values = _plackett_luce(s, key, present, temperatures=scored)
         n = present.sum(-1).to(s.dtype)
         best = total(batch, "ranked").gather(-1, order)[:, 0]
         b = 0.05 * (n - 1) ** 2 if self.sft_weight is None else torch.full_like(n, self.sft_weight)
@@ -92,6 +94,7 @@ class AFT(Objective):
 
     views: ClassVar[tuple[str, ...]] = ("ranked",)
     columns: ClassVar[tuple[str, ...]] = ("rank",)
+    alternatives: ClassVar[Mapping[str, str]] = {"rank": "scores"}
 
     constraint: Literal["detached", "boundary", "none"] = Field(
         "detached", description="what bounds the negatives"
@@ -104,7 +107,8 @@ class AFT(Objective):
     def compute(self, batch: Batch) -> Loss:
         import torch
 
-        s, pairs = mean(batch, "ranked"), better_worse(batch["rank"])
+        s, rank = mean(batch, "ranked"), rank_of(batch)
+        pairs = better_worse(rank)
         worse = s.detach() if self.constraint == "detached" else s
         exponents = [worse[:, None, :] - s[:, :, None]]  # (rows, better, worse)
         if self.constraint == "boundary":
@@ -116,11 +120,11 @@ class AFT(Objective):
         values = torch.cat([s.new_zeros(len(s), 1), *kept], dim=1).logsumexp(-1)
         right = (s[:, :, None] > s[:, None, :]) & pairs
         logs = {"assessment_accuracy": right.sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)}
-        return Loss({"alignment": Term(weighed(values, batch)), "nll": self._nll(batch)}, logs=logs)
+        return Loss({"alignment": Term(weighed(values, batch)), "nll": self._nll(batch, rank)}, logs=logs)
 
-    def _nll(self, batch: Batch) -> Term:
+    def _nll(self, batch: Batch, rank: Tensor) -> Term:
         """NLL of each row's first candidate of rank 0."""
-        first = (batch["rank"] == 0).to(batch["rank"].dtype).argmax(-1)
+        first = (rank == 0).to(rank.dtype).argmax(-1)
         logprobs, mask = (
             batch[name].gather(1, first[:, None, None].expand(-1, 1, batch[name].shape[-1]))[:, 0]
             for name in ("ranked.logprobs", "ranked.mask")
@@ -158,6 +162,14 @@ class D2O(Objective):
             "negative_reward": (self.alpha * negative).detach(),
         }
         return Loss({"preference": Term(weighed(values, batch))}, logs=logs)
+
+
+def rank_of(batch: Batch) -> Tensor:
+    """(rows, k): the column `rank`; without it, how many candidates have a higher score."""
+    if "rank" in batch:
+        return batch["rank"]
+    scores = batch["scores"]
+    return (scores[:, None, :] > scores[:, :, None]).sum(-1).to(scores.dtype)
 
 
 def better_worse(rank: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pydantic import Field
 from selfloop.workflows.objectives.base import Batch, Loss, Objective, Term
 from selfloop.workflows.objectives.columns import Domain
 from selfloop.workflows.objectives.maths import soft_logistic, weighed
-from selfloop.workflows.objectives.ranking import better_worse
+from selfloop.workflows.objectives.ranking import better_worse, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,7 @@ class BradleyTerryRanking(Objective):
 
     views: ClassVar[tuple[str, ...]] = ("ranked",)
     columns: ClassVar[tuple[str, ...]] = ("rank",)
+    alternatives: ClassVar[Mapping[str, str]] = {"rank": "scores"}
 
     centering: float = Field(0.0, ge=0, description="weight of the mean square of (r_better + r_worse)")
 
@@ -72,7 +73,7 @@ class BradleyTerryRanking(Objective):
         return {"ranked": ("rewards",)}
 
     def compute(self, batch: Batch) -> Loss:
-        rewards, pairs = batch["ranked.rewards"], better_worse(batch["rank"])
+        rewards, pairs = batch["ranked.rewards"], better_worse(rank_of(batch))
         gaps = rewards[:, :, None] - rewards[:, None, :]
         terms = {"pair": Term(weighed(_pair_mean(soft_logistic(gaps), pairs), batch))}
         if self.centering:
