@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -89,6 +91,8 @@ VARIANTS: dict[str, Objective] = {
 }
 
 BATCH = 5
+LOG2 = math.log(2)
+NAN = float("nan")
 
 
 def random_batch(
@@ -186,3 +190,29 @@ def summed(losses: list[Loss]) -> Tensor:
     sums = {name: sum(loss.terms[name].sum() for loss in losses) for name in names}
     counts = {name: sum(loss.terms[name].count() for loss in losses) for name in names}
     return sum((sums[name] / counts[name].clamp(min=1e-12) for name in names), start=torch.zeros(()))
+
+
+def about(value: float, places: float = 1e-6) -> object:
+    return pytest.approx(value, abs=places)
+
+
+def total(objective: Objective, batch: dict[str, Tensor]) -> float:
+    return float(objective(batch).total())
+
+
+def sums(chosen: float, rejected: float) -> dict[str, Tensor]:
+    """A pair whose log-ratios are these: one token each, references zero."""
+    return pair(one(chosen), one(rejected))
+
+
+def response(*rows: list[float], **columns: list[float]) -> dict[str, Tensor]:
+    """Rows of log-probs, padded with nan."""
+    width = max(map(len, rows))
+    logprobs = torch.tensor([[*row, *[NAN] * (width - len(row))] for row in rows], dtype=torch.float64)
+    batch = {"response.logprobs": logprobs, "response.mask": logprobs.isfinite().double()}
+    return batch | {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
+
+
+def repeated(batch: dict[str, Tensor], times: int = 2) -> dict[str, Tensor]:
+    """Every token twice, with the same log-probs."""
+    return {n: c.repeat_interleave(times, -1) if "." in n else c for n, c in batch.items()}

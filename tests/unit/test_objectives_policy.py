@@ -23,15 +23,7 @@ from selfloop.workflows.objectives.advantages import (
     token_rewards,
     whiten,
 )
-from tests.unit.objectives_batches import gradients, one
-
-
-def about(value: float, places: float = 1e-6) -> object:
-    return pytest.approx(value, abs=places)
-
-
-def total(objective: Objective, batch: dict[str, Tensor]) -> float:
-    return float(objective(batch).total())
+from tests.unit.objectives_batches import about, gradients, one, total
 
 
 def lengths(advantages: list[float], tokens: list[int]) -> dict[str, Tensor]:

@@ -11,23 +11,12 @@ from torch import Tensor
 
 from selfloop.workflows.errors import ObjectiveError
 from selfloop.workflows.evaluation.metrics import accuracy, flips
-from selfloop.workflows.objectives import CUT, DPO, MUSCLE, RRPO, SAMI, SCIR, SFT, ControlLLM, Objective
+from selfloop.workflows.objectives import CUT, DPO, MUSCLE, RRPO, SAMI, SCIR, SFT, ControlLLM
 from selfloop.workflows.objectives.control import divergence, interpolate
 from selfloop.workflows.objectives.muscle import changed_errors, score_changes, teacher_columns
 from selfloop.workflows.objectives.rrpo import full_kl
 from selfloop.workflows.objectives.scir import entropy, symmetric_kl
-from tests.unit.objectives_batches import gradients, one, pair, random_batch
-
-LOG2 = math.log(2)
-
-
-def about(value: float, places: float = 1e-6) -> object:
-    return pytest.approx(value, abs=places)
-
-
-def total(objective: Objective, batch: dict[str, Tensor]) -> float:
-    return float(objective(batch).total())
-
+from tests.unit.objectives_batches import LOG2, about, gradients, one, pair, random_batch, total
 
 # --- rrpo ----------------------------------------------------------------------------------------------------------
 
