@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -21,7 +21,7 @@ from selfloop.workflows.errors import InputError, SelfloopError
 
 if TYPE_CHECKING:
     from selfloop.workflows.checks import Findings
-    from selfloop.workflows.config import Config
+    from selfloop.workflows.config import Config, Draft
 
 __all__ = ["app", "main"]
 
@@ -64,6 +64,8 @@ def run(
         folder = run_folder(config, run_dir)
         say(f"Run folder: {folder}")
         draft = read_config(config, overrides)
+        if again and draft.config is not None:
+            set_aside(draft.config, folder)
         found = checked(draft, folder)
     assert draft.config is not None
     start(draft.config, folder, found.notes, debug)
@@ -191,11 +193,28 @@ def run_folder(config: str, run_dir: Path | None) -> Path:
     return Path(home or "runs").expanduser().absolute() / Path(config).stem
 
 
-def checked(draft: object, folder: Path) -> Findings:
+def set_aside(config: Config, folder: Path) -> None:
+    """Rename a run that is finished, or of another config, to the next free NAME-1, NAME-2, …"""
+    from selfloop.workflows.store.run import RunFolder, differences
+
+    there = RunFolder(folder)
+    held = there.config()
+    if held is None:
+        return
+    if there.completed() < config.iterations and not differences(held, config.model_dump(mode="json")):
+        return  # stopped on its way: it goes on
+    number = 1
+    while (free := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    folder.rename(free)
+    say(f"The earlier run is now {free}")
+
+
+def checked(draft: Draft, folder: Path) -> Findings:
     """The findings of a config without problems; raises InputError with all of these."""
     from selfloop.workflows.checks import inspect
 
-    found = inspect(draft, folder)  # type: ignore[arg-type]
+    found = inspect(draft, folder)
     if found.problems:
         raise InputError.of(found.problems)
     return found
@@ -228,7 +247,7 @@ def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
 
 
 @contextmanager
-def stopped_by_signal() -> Iterator[None]:
+def stopped_by_signal() -> Generator[None]:
     """SIGTERM (a scheduler, `docker stop`) stops a run as cleanly as Ctrl-C."""
 
     def stop(*_: object) -> NoReturn:
@@ -242,7 +261,7 @@ def stopped_by_signal() -> Iterator[None]:
 
 
 @contextmanager
-def outcomes(debug: bool, folder: Path | None = None) -> Iterator[None]:
+def outcomes(debug: bool, folder: Path | None = None) -> Generator[None]:
     """Turn exceptions into messages and exit statuses. folder: a run that can be resumed."""
     again = f"selfloop resume {shlex.quote(str(folder))}" if folder else ""
     try:

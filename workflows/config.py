@@ -48,15 +48,19 @@ class Prompts(Section):
     columns: dict[str, str] = Field(
         default_factory=dict, description="ours from theirs: {prompt: question, answer: answer}"
     )
-    heldout: int = Field(256, ge=1, description="prompts kept apart for evaluation")
+    heldout: int = Field(default=256, ge=1, description="prompts kept apart for evaluation")
     heldout_source: str | None = Field(
-        None, description="a source of its own for evaluation instead of a split"
+        default=None, description="a source of its own for evaluation instead of a split"
     )
-    heldout_split: str | None = Field(None, description="the named split of the source that evaluation uses")
-    per_iteration: int | None = Field(None, ge=1, description="prompts an iteration takes; default all")
-    split: str | None = Field(None, description="split of a Hugging Face data set; default train")
+    heldout_split: str | None = Field(
+        default=None, description="the named split of the source that evaluation uses"
+    )
+    per_iteration: int | None = Field(
+        default=None, ge=1, description="prompts an iteration takes; default all"
+    )
+    split: str | None = Field(default=None, description="split of a Hugging Face data set; default train")
     system: str | None = Field(
-        None, min_length=1, description="a system message put before prompts without one"
+        default=None, min_length=1, description="a system message put before prompts without one"
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -74,21 +78,21 @@ class Generator(Section):
     """The engine that samples."""
 
     engine: Literal["vllm", "transformers", "fake"] = "vllm"
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(default=1, ge=1)
     gpus: float | None = Field(
-        None, ge=0, description="GPUs per replica; default 1 where there are GPUs, else 0"
+        default=None, ge=0, description="GPUs per replica; default 1 where there are GPUs, else 0"
     )
     threads: int = Field(
-        1, ge=1, description="CPU threads per replica; fixed, because sampled tokens depend on it"
+        default=1, ge=1, description="CPU threads per replica; fixed, because sampled tokens depend on it"
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="default float32 on CPU, bfloat16 on GPU"
+        default=None, description="default float32 on CPU, bfloat16 on GPU"
     )
-    max_tokens: int = Field(256, ge=1, description="longest response, tokens")
-    max_model_len: int | None = Field(None, ge=8)
-    max_num_seqs: int = Field(256, ge=1)
+    max_tokens: int = Field(default=256, ge=1, description="longest response, tokens")
+    max_model_len: int | None = Field(default=None, ge=8)
+    max_num_seqs: int = Field(default=256, ge=1)
     memory: float | None = Field(
-        None, gt=0, description="CPU: GiB of key-value cache; GPU: share of the device"
+        default=None, gt=0, description="CPU: GiB of key-value cache; GPU: share of the device"
     )
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the engine as they are")
 
@@ -105,22 +109,22 @@ class Generator(Section):
 class Trainer(Section):
     """The DeepSpeed group that learns."""
 
-    ranks: int = Field(1, ge=1)
-    zero: int = Field(0, ge=0, le=3)
+    ranks: int = Field(default=1, ge=1)
+    zero: int = Field(default=0, ge=0, le=3)
     gpus: float | None = Field(
-        None, ge=0, description="GPUs per rank; default 1 where there are GPUs, else 0"
+        default=None, ge=0, description="GPUs per rank; default 1 where there are GPUs, else 0"
     )
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     dtype: Literal["float32", "bfloat16"] | None = None
-    lr: float = Field(1e-6, gt=0)
+    lr: float = Field(default=1e-6, gt=0)
     betas: tuple[Share, Share] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = Field(0.0, ge=0, le=1, description="share of the steps of a train node")
-    batch_size: int = Field(64, ge=1, description="examples per optimizer step, over all ranks")
-    tokens_per_micro_batch: int = Field(8192, ge=8)
-    checkpoint_steps: int = Field(50, ge=1)
+    warmup: float = Field(default=0.0, ge=0, le=1, description="share of the steps of a train node")
+    batch_size: int = Field(default=64, ge=1, description="examples per optimizer step, over all ranks")
+    tokens_per_micro_batch: int = Field(default=8192, ge=8)
+    checkpoint_steps: int = Field(default=50, ge=1)
     gradient_checkpointing: bool = False
     lora: dict[str, Any] | None = None
 
@@ -137,17 +141,19 @@ class Trainer(Section):
 class Evaluation(Section):
     """What is measured on the held-out prompts, and how often."""
 
-    every: int = Field(1, ge=1)
-    samples: int = Field(4, ge=1, description="sampled responses a held-out prompt")
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    bootstrap: int = Field(1000, ge=100)
+    every: int = Field(default=1, ge=1)
+    samples: int = Field(default=4, ge=1, description="sampled responses a held-out prompt")
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    bootstrap: int = Field(default=1000, ge=100)
 
 
 class Checkpoints(Section):
     """Which checkpoints stay."""
 
-    keep: int | None = Field(None, ge=1, description="how many iterations' checkpoints stay; default all")
+    keep: int | None = Field(
+        default=None, ge=1, description="how many iterations' checkpoints stay; default all"
+    )
 
 
 class Config(Section):
@@ -155,32 +161,34 @@ class Config(Section):
 
     recipe: str
     settings: dict[str, Any] = Field(default_factory=dict, description="the recipe's own fields")
-    model: str = Field("pocket", min_length=1, description="a folder, a hub name, or pocket")
+    model: str = Field(default="pocket", min_length=1, description="a folder, a hub name, or pocket")
     prompts: Prompts = Prompts()
     data: dict[str, Prompts] = Field(
         default_factory=dict, description="named sources for recipes that ask for data(name)"
     )
-    iterations: int = Field(3, ge=1)
-    seed: int = Field(0, ge=0)
+    iterations: int = Field(default=3, ge=1)
+    seed: int = Field(default=0, ge=0)
     generator: Generator = Generator()
     judge: str | None = Field(
-        None,
+        default=None,
         description="verifier of answers: exact, number, math, choice, or module:function; default the source's own",
     )
-    judge_model: str | None = Field(None, description="a model of its own for judging; default the policy")
+    judge_model: str | None = Field(
+        default=None, description="a model of its own for judging; default the policy"
+    )
     trainer: Trainer = Trainer()
     placement: Literal["separate", "colocated"] = "colocated"
-    batch_size: int = Field(64, ge=1, description="prompts a batch")
+    batch_size: int = Field(default=64, ge=1, description="prompts a batch")
     reuse: str | None = None
-    max_failed_rows: float = Field(0.01, ge=0, le=1)
+    max_failed_rows: float = Field(default=0.01, ge=0, le=1)
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     trackers: tuple[Literal["tensorboard", "ray", "wandb", "mlflow"], ...] = Field(
-        ("tensorboard", "ray"), description="where metrics go beside metrics.jsonl"
+        default=("tensorboard", "ray"), description="where metrics go beside metrics.jsonl"
     )
     trust_remote_code: bool = False
     probe_limit: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="largest allowed log-prob gap, nats; default 1e-3 in float32, 0.25 in bfloat16",
     )

@@ -175,10 +175,10 @@ def key_lines(node: Any, path: str = "") -> dict[str, int]:
 
 
 def names_under(tree: Any, key: str) -> list[str]:
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
-    value = tree._get_node(key)
-    return [str(name) for name in value] if isinstance(value, DictConfig) and not value._is_none() else []
+    value = OmegaConf.select(tree, key, throw_on_resolution_failure=False)
+    return [str(name) for name in value] if isinstance(value, DictConfig) else []
 
 
 def shorthand(key: str, value: Any) -> Any:
@@ -224,7 +224,7 @@ def validate(raw: dict[str, Any], origin: Origin, broken: set[str]) -> tuple[Con
         problems.append(origin("recipe", unknown_recipe(recipe)))
         broken.add("recipe")
     settings = raw.get("settings") or {}
-    if found is not None and isinstance(settings, Mapping):
+    if found is not None and isinstance(recipe, str) and isinstance(settings, Mapping):
         settings, wrong = recipe_settings(found, dict(settings), recipe, origin)
         broken.update(["settings"] if wrong else [])
         raw = {**raw, "settings": settings}

@@ -104,7 +104,7 @@ def extremes(
     for number, part in enumerate(parts):
         names = set(pq.read_schema(part).names)
         columns = [name for name in ("prompt_id", "score", "status") if name in names]
-        for place, row in enumerate(pq.read_table(part, columns=columns, partitioning=None).to_pylist()):
+        for place, row in enumerate(pq.ParquetFile(part).read(columns=columns).to_pylist()):
             if row["score"] is None or row.get("status", "ok") != "ok":
                 continue
             prompt, entry = row.get("prompt_id") or f"{number}/{place}", (row["score"], number, place)
@@ -127,7 +127,7 @@ def read_row(part: Path, place: int) -> dict[str, Any]:
     """One row of a part, of the columns that are shown."""
     names = set(pq.read_schema(part).names)
     wanted = [name for name in ("prompt", "response", "score", "answer", "finish") if name in names]
-    table: pa.Table = pq.read_table(part, columns=wanted, partitioning=None)
+    table: pa.Table = pq.ParquetFile(part).read(columns=wanted)
     return table.slice(place, 1).to_pylist()[0]
 
 
