@@ -55,7 +55,13 @@ def main() -> None:
 
 @app.command()
 def run(
-    config: ConfigName, overrides: Overrides = None, run_dir: RunDir = None, debug: Debug = False
+    config: ConfigName,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="rename a finished run of this folder aside first")
+    ] = False,
+    debug: Debug = False,
 ) -> None:
     """Run a config. On the folder of the same config it goes on where it stopped."""
     from selfloop.workflows.config import read_config

@@ -73,7 +73,8 @@ class Origin:
     def __call__(self, key: str, text: str) -> str:
         parts = key.split(".")
         above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-        if any(path in self.overridden for path in above):
+        within = any(path.startswith(f"{key}.") for path in self.overridden)
+        if within or any(path in self.overridden for path in above):
             return f"command line: {text}"
         line = next((self.lines[path] for path in above if path in self.lines), None)
         return f"{self.file}, line {line}: {text}" if line else f"{self.file}: {text}"
