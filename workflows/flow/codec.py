@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from selfloop.workflows.data.schema import Message
 
-__all__ = ["Codec"]
+__all__ = ["Codec", "codec_of"]
 
 
 class Codec:
@@ -48,3 +49,9 @@ class Codec:
     def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
         """Texts of responses, without special tokens."""
         return self.tokenizer.batch_decode(list(responses), skip_special_tokens=True)
+
+
+@functools.lru_cache(maxsize=4)
+def codec_of(folder: str) -> Codec:
+    """The codec of a model folder, made once a process."""
+    return Codec(folder)

@@ -12,7 +12,7 @@ import inspect
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Concat",
     "Context",
+    "Demonstrate",
     "Gather",
     "Keep",
     "Map",
@@ -195,6 +196,49 @@ class Sample(Op):
         return add_responses(repeated, [reply_row(None, [], error)] * count, [0] * count, samples, context)
 
 
+@dataclass(frozen=True)
+class Demonstrate(Op):
+    """The text in a column as the response to its prompt, with the end token unless it is cut. Its source wrote it."""
+
+    verb: ClassVar[str] = "demonstrate"
+    column: str = "answer"
+    source: str = "prompts"
+    max_tokens: int | None = None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"prompt_id", "prompt", self.column})
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return (inputs[0] & PROMPT_COLUMNS) | frozenset(RESPONSE_COLUMNS)
+
+    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
+        from selfloop.workflows.flow.codec import codec_of
+
+        codec = context.codec or codec_of(context.folder)
+        prompts = tables[0].select([name for name in tables[0].column_names if name in PROMPT_COLUMNS])
+        texts = tables[0][self.column].to_pylist()
+        rows = [self.row(codec, messages, text)
+                for messages, text in zip(prompts["prompt"].to_pylist(), texts, strict=True)]  # fmt: skip
+        told = replace(context, model=self.source, codec=codec)
+        table = add_responses(prompts, rows, [None] * len(rows), [0] * len(rows), told)
+        return with_column(table, "version", pa.nulls(len(rows), pa.int64()))
+
+    def row(self, codec: Codec, messages: list[dict[str, str]], text: str | None) -> dict[str, Any]:
+        """The response's columns: no log-probs, because nobody sampled it."""
+        prompt_ids, error = encode(codec, messages)
+        ids = codec.encode_response(text or "")
+        if not text:
+            error = error or f"the prompt has no {self.column} to show"
+        cut = self.max_tokens is not None and len(ids) > self.max_tokens
+        made = reply_row(None, prompt_ids, error)
+        if error:
+            return made
+        finish = "length" if cut else "stop"
+        told = {"response_ids": ids[: self.max_tokens], "finish": finish, "status": "ok"}
+        return made | told | {"response_logprobs": None}
+
+
 def encode(codec: Codec, messages: list[dict[str, str]]) -> tuple[list[int], str | None]:
     """Tokens of a prompt, or why the chat template refused it."""
     try:
@@ -221,7 +265,11 @@ def reply_row(reply: Any, prompt_ids: list[int], error: str | None) -> dict[str,
 
 
 def add_responses(
-    table: pa.Table, rows: list[dict[str, Any]], seeds: list[int], samples: list[int], context: Context
+    table: pa.Table,
+    rows: list[dict[str, Any]],
+    seeds: Sequence[int | None],
+    samples: list[int],
+    context: Context,
 ) -> pa.Table:
     """Append the response columns to a table that has one row a response."""
     texts = context.codec.decode([row["response_ids"] for row in rows]) if context.codec else [""] * len(rows)

@@ -83,6 +83,14 @@ class Stream:
         limit = max_tokens or model.max_tokens
         return self.add(ops.Sample(n, temperature, top_p, top_k, limit, stop), name=name, model=model)
 
+    def demonstrate(self, tokens: Model, *, column: str = "answer", max_tokens: int | None = None,
+                    name: str | None = None) -> Stream:  # fmt: skip
+        """The text in a column as a response of the stream's source. tokens: whose tokenizer and chat template."""
+        node = self.builder.graph.nodes[self.node]
+        while not isinstance(node.op, Source):
+            node = self.builder.graph.nodes[node.inputs[0]]
+        return self.add(ops.Demonstrate(column, node.op.source, max_tokens), name=name, model=tokens)
+
     def judge(self, judge: Judge, by: Model | None = None, *, votes: int = 1, column: str = "score",
               name: str | None = None) -> Stream:  # fmt: skip
         """A verdict on every response: by a model (a prompt judge), or by a rule on CPU workers."""
