@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfloop.actors.engines import Ask, EngineSpec, Reply
+from selfloop.actors.engines.choosing import Chooser, uniform
 from selfloop.actors.engines.common import NOT_FINITE, ask_problem, ids_problem, read_facts
 from selfloop.actors.weights import tensor_hash
 from selfloop.workflows.errors import EngineError, InputError
@@ -34,12 +35,14 @@ LOGITS = 1 << 27  # numbers; the most logits held at once when scoring
 
 
 class TransformersEngine:
-    """See `Engine`. `spec.options`: `rows`, asks in one forward (default 32 on CPU, 128 on a GPU)."""
+    """See `Engine`. Options: `rows`, asks in one forward (default 32 on CPU, 128 on a GPU), and `trust_remote_code`."""
 
     def __init__(self, spec: EngineSpec, version: int = 0):
-        unknown = sorted(set(spec.options) - {"rows"})
+        unknown = sorted(set(spec.options) - {"rows", "trust_remote_code"})
         if unknown:
-            raise InputError(f"the transformers engine has no option {unknown[0]!r}; it has rows")
+            raise InputError(
+                f"the transformers engine has no option {unknown[0]!r}; it has rows and trust_remote_code"
+            )
         self.spec = spec
         self.version = version
         self.rows: int = spec.options.get("rows", 32 if spec.device == "cpu" else 128)
@@ -58,11 +61,15 @@ class TransformersEngine:
         logging.disable_progress_bar()
         if self.spec.device == "cpu":
             torch.set_num_threads(self.spec.threads)  # OpenMP keeps the number for each thread apart
+        trusted = bool(self.spec.options.get("trust_remote_code", False))
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            self.spec.model, dtype=getattr(torch, self.spec.dtype), use_safetensors=True
+            self.spec.model,
+            dtype=getattr(torch, self.spec.dtype),
+            use_safetensors=True,
+            trust_remote_code=trusted,
         )
         self.model.eval().requires_grad_(False).to(self.spec.device)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.spec.model)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.spec.model, trust_remote_code=trusted)
 
     # ---- callers
 
@@ -299,56 +306,6 @@ class Growing:
         return Reply(self.ids, self.values, self.finish)
 
 
-class Chooser:
-    """Chooses the next token of each row from its logits and a number drawn from its own generator."""
-
-    def __init__(self, asks: Sequence[Ask], device: str):
-        import torch
-
-        def column(values: Iterable[float]) -> Tensor:
-            return torch.tensor(list(values), device=device)[:, None]
-
-        self.greedy = column(ask.params.temperature == 0 for ask in asks)[:, 0].bool()
-        self.temperature = column(ask.params.temperature or 1.0 for ask in asks)
-        self.top_p = column(ask.params.top_p for ask in asks)
-        self.top_k = column(ask.params.top_k for ask in asks).long()
-        self.cut = any(ask.params.top_p < 1 or ask.params.top_k for ask in asks)
-
-    def __call__(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and their log-probs before temperature, each (rows,)."""
-        import torch
-
-        scaled = logits / self.temperature
-        if self.cut:
-            scaled = self.narrowed(scaled)
-        reached = scaled.softmax(-1).double().cumsum(-1)
-        sampled = torch.searchsorted(reached, draws[:, None] * reached[:, -1:], right=True)[:, 0]
-        tokens = torch.where(self.greedy, logits.argmax(-1), sampled.clamp(max=logits.shape[-1] - 1))
-        return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-
-    def narrowed(self, logits: Tensor) -> Tensor:
-        """Logits with what lies outside top-k, then outside top-p, at -inf."""
-        import torch
-
-        ordered, places = torch.sort(logits, dim=-1, descending=True, stable=True)
-        rank = torch.arange(logits.shape[-1], device=logits.device)
-        kept = torch.where((self.top_k > 0) & (rank >= self.top_k), -torch.inf, ordered)
-        shares = kept.softmax(-1)
-        before = shares.cumsum(-1) - shares
-        kept = torch.where((self.top_p < 1) & (before >= self.top_p), -torch.inf, kept)
-        return torch.empty_like(logits).scatter_(-1, places, kept)
-
-
 def width_of(length: int) -> int:
     """The next multiple of STEP above: at least one place of padding, so that every forward has a mask."""
     return (length // STEP + 1) * STEP
-
-
-def uniform(seed: int, count: int, width: int) -> Tensor:
-    """`count` draws from the seed's own generator, filled up to `width`: (width,) in [0, 1)."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.zeros(width, dtype=torch.float64)
-    draws[:count] = torch.rand(count, generator=generator, dtype=torch.float64)
-    return draws

@@ -8,9 +8,7 @@ in the last bits. Every call to vLLM is made on the engine's own thread.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfloop.actors.engines import Ask, EngineSpec, Reply
-from selfloop.actors.engines.common import NOT_FINITE, ask_problem, ids_problem, read_facts, tensor_names
+from selfloop.actors.engines.common import ask_problem, ids_problem, read_facts, tensor_names
+from selfloop.actors.engines.vllm_batch import Batch, label_values, prompt_values, reply_of
 from selfloop.actors.engines.vllm_start import repack_head, start_engine
 from selfloop.actors.weights import tensor_hash
 from selfloop.workflows.errors import EngineError, SelfloopError
@@ -33,32 +32,6 @@ __all__ = ["VllmEngine"]
 
 T = TypeVar("T")
 MOST_LABELS = 128  # vLLM's own limit a request
-
-
-class Batch:
-    """The requests of one caller, and where to hand their results: outputs in order, or why one was refused."""
-
-    def __init__(self, requests: Sequence[tuple[list[int], SamplingParams]]):
-        self.requests = requests
-        self.results: list[RequestOutput | str | None] = [None] * len(requests)
-        self.left = len(requests)
-        self.names: list[str] = []
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[list[RequestOutput | str]] = self.loop.create_future()
-
-    def put(self, place: int, result: RequestOutput | str) -> None:
-        self.results[place] = result
-        self.left -= 1
-        if not self.left:
-            self.tell(lambda: self.future.set_result(self.results))  # type: ignore[arg-type]
-
-    def fail(self, error: EngineError) -> None:
-        self.tell(lambda: self.future.set_exception(error))
-
-    def tell(self, settle: Callable[[], None]) -> None:
-        """Settle the caller's future on its own loop, unless it has gone."""
-        with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
-            self.loop.call_soon_threadsafe(lambda: None if self.future.done() else settle())
 
 
 class VllmEngine:
@@ -215,7 +188,7 @@ class VllmEngine:
         try:
             self.engine = start_engine(self.spec, self.facts)
         except BaseException as error:
-            self.broken = f"vLLM could not start on {self.spec.model}: {type(error).__name__}: {error}"
+            self.broken = start_problem(self.spec.model, error)
             started.set_exception(EngineError(self.broken))
             return
         started.set_result(None)
@@ -321,32 +294,17 @@ class VllmEngine:
             self.asleep = False
 
 
+def start_problem(model: str, error: BaseException) -> str:
+    """Why vLLM did not start, with the way out where it is known."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "vllm":
+        return (
+            "vLLM is not installed: `pip install 'selfloop[cpu]'`, or 'selfloop[gpu]' on a machine with GPUs"
+        )
+    return f"vLLM could not start on {model}: {type(error).__name__}: {error}"
+
+
 def recorded(tensors: Iterable[tuple[str, Tensor]], receipt: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
     """Hash each tensor as it passes into vLLM."""
     for name, tensor in tensors:
         receipt[name] = tensor_hash(tensor)
         yield name, tensor
-
-
-def reply_of(result: RequestOutput | str) -> Reply:
-    if isinstance(result, str):
-        return Reply(finish="error", error=result)
-    done = result.outputs[0]
-    ids, values = list(done.token_ids), list(done.logprobs.logprobs)  # type: ignore[union-attr]
-    if done.finish_reason not in ("stop", "length"):
-        return Reply(finish="error", error=f"vLLM ended the response with {done.finish_reason!r}")
-    if not math.isfinite(sum(values)):
-        return Reply(finish="error", error=NOT_FINITE)
-    return Reply(ids, values, done.finish_reason)
-
-
-def prompt_values(result: RequestOutput | str) -> list[float]:
-    """Log-probs of a prompt's tokens from the second on."""
-    return [] if isinstance(result, str) else list(result.prompt_logprobs.logprobs)  # type: ignore[union-attr]
-
-
-def label_values(result: RequestOutput | str, count: int) -> list[float]:
-    """Log-probs of the labels; vLLM puts the sampled token before them."""
-    if isinstance(result, str):
-        return []
-    return list(result.outputs[0].logprobs.logprobs[1 : count + 1])  # type: ignore[union-attr]
