@@ -145,3 +145,24 @@ def prove_receipt(sent: Mapping[str, str], arrived: Mapping[str, str], version: 
             "Samples from it would be off-policy, so the run stops here. The last published checkpoint is whole; "
             "resume the run, and if it happens again report the engine and its version."
         )
+
+
+def prove_probe(
+    trainer: Sequence[Sequence[float]],
+    engine: Sequence[Sequence[float]],
+    limit: float,
+    model: str,
+    replica: str,
+) -> float:
+    """The largest gap, nats, between two sides' log-probs of the same tokens; WeightsError if it is over the limit."""
+    pairs = [
+        pair for ours, theirs in zip(trainer, engine, strict=True) for pair in zip(ours, theirs, strict=True)
+    ]
+    gap = max((abs(a - b) for a, b in pairs), default=math.nan)
+    if not gap <= limit:
+        raise WeightsError(
+            f"{replica} serves {model}, yet its log-probs on the probe batch differ from the trainer's by {gap:.3g} nats "
+            f"(limit {limit:g}). The weights were sent but are not what it computes with: its samples would be off-policy, so "
+            "the run stops here. Check that engine and trainer agree on architecture and precision; probe_limit sets the limit"
+        )
+    return gap

@@ -28,6 +28,7 @@ def fake_config(recipe: str = "self-rewarding", **more: Any) -> Config:
         "prompts": {"heldout": 8, "options": {"size": 24}},
         "generator": {"engine": "fake", "max_tokens": 32, "options": {"emit_version": False}},
         "evaluation": {"samples": 2, "bootstrap": 100},
+        "max_failed_rows": 1.0,
         **more,
     }
     return Config(**fields)

@@ -154,7 +154,13 @@ def test_nothing_to_train_on_stops_the_run(runtime: str, tmp_path: Path) -> None
 def test_failed_rows_are_data_until_there_are_too_many(runtime: str, tmp_path: Path) -> None:
     blocked = {"engine": "fake", "max_tokens": 32, "options": {"fail_on": {"ids": [1], "how": "error"}}}
     with pytest.raises(FailedRowsError, match="max_failed_rows"):
-        run_on(runtime, fake_config(generator=blocked), tmp_path / "run", Plain())
+        run_on(runtime, fake_config(generator=blocked, max_failed_rows=0.01), tmp_path / "run", Plain())
+
+
+@runtimes
+def test_a_judge_that_breaks_too_often_stops_the_run(runtime: str, tmp_path: Path) -> None:
+    with pytest.raises(FailedRowsError, match=r"verdicts \(score\) failed"):
+        run_on(runtime, fake_config(max_failed_rows=0.01), tmp_path / "run", Plain())
 
 
 @runtimes

@@ -172,7 +172,7 @@ class Calls:
         for piece in prompt_groups(whole):
             try:
                 refs = call.replica.actor.run.options(num_returns=2).remote(
-                    self.ops[node.name], context, piece
+                    self.ops[node.name], context, piece, *call.args[1:]
                 )
                 tables.append(ray.get(refs, timeout=self.patience)[0])
             except (RayActorError, ray.exceptions.GetTimeoutError) as death:

@@ -16,10 +16,10 @@ from selfloop.actors.generator import Generator, Probe
 from selfloop.actors.judge import Worker
 from selfloop.actors.placement import bundles, shares
 from selfloop.actors.trainer import TrainerSpec
-from selfloop.actors.weights import prove_receipt
+from selfloop.actors.weights import prove_probe, prove_receipt
 from selfloop.workflows.config import Config
 from selfloop.workflows.data.schema import Message
-from selfloop.workflows.errors import EngineError, InputError, WeightsError
+from selfloop.workflows.errors import EngineError, InputError
 from selfloop.workflows.flow.job import Place
 from selfloop.workflows.flow.pools import Pool, Replica
 from selfloop.workflows.flow.trainers import TrainerGroup
@@ -168,18 +168,12 @@ class Actors:
         asked = [one.actor.probe.remote(self.specs.probe_messages, PROBE_TOKENS) for one in replicas]
         found: list[Probe] = ray.get(asked, timeout=LOAD_SECONDS)
         folder = None if label == self.trainer.loaded else place.folder
-        gap = 0.0
+        gaps = []
         for replica, probe in zip(replicas, found, strict=True):
-            wanted = self.trainer.logprobs(folder, [ids for ids, _, _ in probe], [ids for _, ids, _ in probe])
-            for ours, (_, _, theirs) in zip(wanted, probe, strict=True):
-                gap = max([gap, *(abs(a - b) for a, b in zip(ours, theirs, strict=True))])
-            if not gap <= self.specs.probe_limit:
-                raise WeightsError(
-                    f"{replica.name} serves {label}, yet its log-probs on the probe batch differ from the trainer's by {gap:.3g} "
-                    f"nats (limit {self.specs.probe_limit:g}). The weights arrived but are not what it computes with. Check that "
-                    "the engine and the trainer agree on the architecture and precision; probe_limit sets the limit"
-                )
-        return gap
+            ours = self.trainer.logprobs(folder, [ids for ids, _, _ in probe], [ids for _, ids, _ in probe])
+            theirs = [values for _, _, values in probe]
+            gaps.append(prove_probe(ours, theirs, self.specs.probe_limit, label, replica.name))
+        return max(gaps)
 
     def trained(self, label: str, receipt: Mapping[str, str]) -> None:
         """The trainer now holds this model."""

@@ -136,8 +136,9 @@ class Executor(Runner):
             return False
         needs = flow.needs(flow.sent)
         data = [source.fetch(index) for source, index in needs]
-        if any(one is None for one in data):
+        if any(one is None for one in data) or (flow.beside and not flow.beside.complete):
             return False
+        data += flow.beside.whole() if flow.beside else []
         self.calls.send(Call(flow, flow.sent, pool, replica, tuple(data)))
         flow.sent += 1
         flow.in_flight += 1

@@ -52,13 +52,22 @@ class Flow:
         return self.node.training is not None or (self.node.op is not None and self.node.op.barrier)
 
     @property
+    def beside(self) -> Flow | None:
+        """The input that every batch gets whole, once it is complete."""
+        return self.inputs[1] if getattr(self.node.op, "beside", False) else None
+
+    def followers(self, active: set[str]) -> list[Flow]:
+        """The active readers that take batch after batch."""
+        return [flow for flow in self.readers if flow.node.name in active and not flow.barrier and flow.beside is not self]
+
+    @property
     def total(self) -> int | None:
         """How many batches it will have; None while a barrier before it has not ended."""
         if self.fixed is not None:
             return len(self.fixed)
         if self.barrier:
             return self.known
-        totals = [flow.total for flow in self.inputs]
+        totals = [flow.total for flow in (self.inputs[:1] if self.beside else self.inputs)]
         if any(count is None for count in totals):
             return None
         counts = [count for count in totals if count is not None]
@@ -85,7 +94,7 @@ class Flow:
                     return [(flow, index)]
                 index -= count
             raise IndexError(index)
-        if self.node.op is not None and getattr(self.node.op, "beside", False):
+        if self.beside:
             return [(self.inputs[0], index)]
         return [(flow, index) for flow in self.inputs]
 
@@ -121,10 +130,7 @@ class Flow:
 
     def evict(self, active: set[str]) -> None:
         """Let go of rows that are committed and that no active reader still has to read."""
-        oldest = min(
-            (flow.sent for flow in self.readers if flow.node.name in active and not flow.barrier),
-            default=None,
-        )
+        oldest = min((flow.sent for flow in self.followers(active)), default=None)
         limit = len(self.stored) if oldest is None else min(len(self.stored), oldest)
         if any(isinstance(flow.node.op, Concat) for flow in self.readers):
             limit = len(self.stored)
@@ -133,8 +139,7 @@ class Flow:
 
     def backlog(self, active: set[str]) -> int:
         """Batches released or in flight that an active reader has not taken yet, or that wait for the writer."""
-        readers = [flow for flow in self.readers if flow.node.name in active and not flow.barrier
-                   and not isinstance(flow.node.op, Concat)]  # fmt: skip
+        readers = [flow for flow in self.followers(active) if not isinstance(flow.node.op, Concat)]
         unread = max((self.sent - flow.sent for flow in readers), default=0)
         return max(unread, self.sent - len(self.stored) - 32)
 

@@ -206,12 +206,17 @@ class Job:
             made.folder = self.place(node.model).folder
         return made
 
-    def check_failures(self, node: str, rows: int, failed: int, done: bool) -> None:
-        """Stop when more rows failed than the config allows (asked once there are enough rows, and at the end)."""
+    def check_failures(self, node: str, counted: Meta, done: bool) -> None:
+        """Stop when more rows or verdicts failed than the config allows (asked once there are enough, and at the end)."""
+        rows, failed, what = counted.get("rows", 0), counted.get("failed", 0), "rows"
+        for column, states in counted.items():
+            if isinstance(states, dict) and states.get("failed", 0) > failed:
+                failed, what = states["failed"], f"verdicts ({column.removesuffix('_state')})"
         if failed and (done or rows >= 1000) and failed > self.max_failed_rows * rows:
+            where = "error" if what == "rows" else f"{column.removesuffix('_state')}_judgements"
             raise FailedRowsError(
-                f"node {node!r}: {failed} of {rows} rows failed, more than max_failed_rows={self.max_failed_rows:g} allows. "
-                f"Their `error` column in {self.folder.path} says why; mend that, or raise max_failed_rows"
+                f"node {node!r}: {failed} of {rows} {what} failed, more than max_failed_rows={self.max_failed_rows:g} allows. "
+                f"The column `{where}` of its rows in {self.folder.path} says why; mend that, or raise max_failed_rows"
             )
 
 

@@ -48,6 +48,7 @@ class LocalRuntime(Runner):
         waiting: list[tuple[pa.Table, Meta]] = []
         for index in range(flow.sent, flow.total or 0):
             tables = [source.fetch(place) for source, place in flow.needs(index)]
+            tables += flow.beside.whole() if flow.beside else []
             table = self.call(flow, read_batches(tables))
             waiting.append((table, count_batch(table)))
             if sum(meta["rows"] for _, meta in waiting) >= PART_ROWS:

@@ -403,7 +403,7 @@ class Map(Op):
         for name, kind in self.adds:
             if name not in schema.names:
                 schema = schema.append(pa.field(name, kind))
-        more = (tables[1].to_pylist(),) if self.beside else ()
+        more = ([row for beside in tables[1:] for row in beside.to_pylist()],) if self.beside else ()
         made: list[dict[str, Any]] = []
         opened: dict[str, int] = {}
         for name, rows in groups(table):

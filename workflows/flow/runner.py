@@ -38,8 +38,10 @@ class Runner:
         entry = self.job.folder.manifest(self.graph.iteration)["nodes"].get(flow.node.name)
         if entry is None:
             return
-        flow.complete = True
-        if flow.node.training is not None:
+        flow.complete, flow.key = True, entry["key"]
+        if flow.node.training is None:
+            self.outcome.counts[flow.node.name] = entry
+        else:
             made = entry["model"]
             self.job.trained(
                 flow.node, self.graph, made["folder"], made["state"], made["receipt"], made["checksum"]
@@ -55,7 +57,7 @@ class Runner:
             return
         flow.complete = True
         counted = {**flow.counted, "rows": flow.counted.get("rows", 0)}
-        self.job.check_failures(flow.node.name, counted["rows"], counted.get("failed", 0), done=True)
+        self.job.check_failures(flow.node.name, counted, done=True)
         flow.key = self.job.key(flow.node, self.graph, self.keys(flow))
         entry = {
             "key": flow.key,
@@ -100,6 +102,6 @@ class Runner:
     def report(self, flow: Flow) -> None:
         """Tell the console how far the node is, and stop a run whose rows mostly fail."""
         counted = flow.counted
-        self.job.check_failures(flow.node.name, counted.get("rows", 0), counted.get("failed", 0), done=False)
+        self.job.check_failures(flow.node.name, counted, done=False)
         self.job.progress(flow.node.name, {"batches": flow.released, "total": flow.total, "complete": flow.complete,
                                            "queued": flow.in_flight, **counted})  # fmt: skip

@@ -15,6 +15,7 @@ from selfloop.workflows.flow import ops
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node, Training
 from selfloop.workflows.flow.judging import JudgeBy, JudgeRule
 from selfloop.workflows.flow.ops import PROMPT_COLUMNS, Op, Source
+from selfloop.workflows.flow.play import Play, Program
 from selfloop.workflows.judges.base import Judge, PromptJudge, Verifier
 from selfloop.workflows.objectives.base import Objective
 
@@ -127,6 +128,20 @@ class Stream:
         """None, one or many rows for each row. `adds`: columns that come new, with their types."""
         op = ops.Map(function, tuple((adds or {}).items()), frozenset(reads), beside is not None)
         return self.add(op, *([beside] if beside else []), name=name)
+
+    def play(self, program: Program, *, adds: dict[str, pa.DataType] | None = None, reads: Iterable[str] = (),
+             beside: Stream | None = None, name: str | None = None, **models: Model) -> Stream:  # fmt: skip
+        """One small async program per prompt group: `await program(player, rows, rng)`, asking `player.NAME` of the models
+        given as NAME=model. With `beside`, that stream's rows come before rng. See `flow.play`."""
+        different = {model.ref: f"{given}={model.name}" for given, model in models.items()}
+        if len(different) != 1:
+            raise InputError(
+                f"play asks one model (an engine serves one version at a time), and was given {', '.join(different.values()) or 'none'}. "
+                "Let the other models sample or judge in nodes before it, and hand over their rows"
+            )
+        model = next(iter(models.values()))
+        op = Play(program, tuple(models), tuple((adds or {}).items()), frozenset(reads), beside is not None, model.max_tokens)
+        return self.add(op, *([beside] if beside else []), name=name, model=model)
 
     def gather(
         self, function: Callable[..., pa.Table], *, reads: Iterable[str] = (), name: str | None = None
