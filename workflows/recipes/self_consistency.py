@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from selfloop.workflows.judges.votes import VoteShare
-from selfloop.workflows.objectives.dpo import DPO
+from selfloop.workflows.objectives.dpo import ScPO
 from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.recipes.rules import MostAgainstLeast
 
@@ -54,5 +54,5 @@ class SelfConsistency(Recipe):
         )
         voted = answers.judge(VoteShare(extract=self.extract))
         pairs = voted.pair(MostAgainstLeast(threshold=self.threshold, extract=self.extract))
-        objective = DPO(beta=self.beta, nll_coefficient=self.nll)
+        objective = ScPO(beta=self.beta, nll_coefficient=self.nll)
         return it.policy.train(pairs, objective, reference=it.policy, optimizer="fresh", epochs=self.epochs)
