@@ -15,7 +15,7 @@ from selfloop.workflows.errors import TrainerError
 
 __all__ = ["CHUNK_BYTES", "PolicyModule", "head_logprobs"]
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 256 * 2**20
 """Size of one chunk of float32 logits."""
 
 

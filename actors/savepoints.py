@@ -26,11 +26,13 @@ __all__ = ["Progress", "alone", "resume", "save", "save_step", "work_key"]
 
 @dataclass
 class Progress:
-    """A train node under way. key: names the work. step: optimizer steps done."""
+    """A train node under way. key: names the work. step: optimizer steps done. scored: reference and old log-probs are
+    on disk, so that a replay need not load the reference again."""
 
     key: str
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
+    scored: bool = False
 
 
 def work_key(spec: TrainerSpec, work: TrainWork, task: Trainable) -> str:
@@ -65,15 +67,8 @@ def resume(work: TrainWork, task: Trainable, progress: Progress) -> bool:
     task.model.load(Folder(path, "master").read, masters=True)
     task.model.load_moments(Folder(path, "optimizer").read, about["optimizer_step"])
     task.state = trainstate.unpack_state(about["objective_state"])
-    progress.step, progress.curve = about["step"], about["curve"]
+    progress.step, progress.curve, progress.scored = about["step"], about["curve"], True
     return True
-
-
-def save_scores(work: TrainWork, task: Trainable) -> None:
-    """Keep reference and old log-probs, so that a replay does not load the reference again."""
-    if work.step_dir:
-        folder, values = work.step_dir, task.examples.values
-        alone(task.ranks, lambda: trainstate.save_scores(folder, values))
 
 
 def save_step(work: TrainWork, task: Trainable, progress: Progress) -> None:
@@ -81,6 +76,9 @@ def save_step(work: TrainWork, task: Trainable, progress: Progress) -> None:
     if work.step_dir:
         final = Path(work.step_dir) / f"step-{progress.step:06d}"
         about = {"key": progress.key, "step": progress.step, "curve": progress.curve}
+        if not progress.scored:
+            alone(task.ranks, lambda: trainstate.save_scores(final.parent, task.examples.values))
+            progress.scored = True
         _write_state(final, task, about, masters=True, moments=True)
         alone(task.ranks, lambda: trainstate.drop_steps(final))
 

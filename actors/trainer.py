@@ -197,8 +197,6 @@ class TrainerRank:
 
     def _begin(self, work: TrainWork, task: Trainable) -> None:
         """Reference and old log-probs, then the start's weights and the optimizer."""
-        from selfloop.actors.savepoints import save_scores
-
         wanted = task.needing("reference_logprobs")
         if wanted and work.reference is None:
             raise TrainerError(
@@ -208,18 +206,16 @@ class TrainerRank:
         apart = wanted and os.path.realpath(work.reference or "") != os.path.realpath(work.start)
         if apart:
             self.held.load(work.reference or "", None, masters=False)
-            task.add_scores("reference_logprobs")
+            task.add_scores("reference_logprobs", live=False)
         self.held.load(work.start, work.start_state, masters=True)
         task.state = self.held.load_moments(work)
-        values = task.examples.values
-        for name in ("reference_logprobs", "old_logprobs"):
-            if task.needing(name):
-                task.add_scores(name)
-            if name == "reference_logprobs" and wanted and not apart:
-                for view in set(task.needing("old_logprobs")) & set(wanted):
-                    values[view, "old_logprobs"] = values[view, name]
-        if task.plan.steps > self.spec.checkpoint_steps:
-            save_scores(work, task)
+        if wanted and not apart:
+            task.add_scores("reference_logprobs", live=True)
+            for view in set(task.needing("old_logprobs")) & set(wanted):
+                task.examples.values[view, "old_logprobs"] = task.examples.values[view, "reference_logprobs"]
+                task.live.add((view, "old_logprobs"))
+        if task.needing("old_logprobs"):
+            task.add_scores("old_logprobs", live=True)
 
     def _step_and_save(self, work: TrainWork, task: Trainable, progress: Progress) -> StepFigures:
         """One optimizer step, its line of the curve, and a step checkpoint where one is due."""

@@ -107,7 +107,11 @@ def schedule(kind: str, lr: float, warmup: float, step: int, steps: int) -> floa
 
 @dataclass
 class Trainable:
-    """Examples, their objective and the model: all that a step needs."""
+    """Examples, their objective and the model: all that a step needs.
+
+    state: the objective's running state. live: (view, name) of log-probs under the weights that training starts from;
+    for the rows of the first step they are what its own forward gives, so no pass is spent on them.
+    """
 
     model: Sharded
     ranks: Ranks
@@ -116,6 +120,7 @@ class Trainable:
     plan: Plan
     budget: int
     state: dict[str, Tensor] = field(default_factory=dict)
+    live: set[tuple[str, str]] = field(default_factory=set)
 
     def micros(self, rows: np.ndarray) -> list[Micro]:
         """This rank's micro-batches of a step, dummies last."""
@@ -138,20 +143,37 @@ class Trainable:
             self.__dict__["_kept"] = kept
         return kept
 
-    def add_scores(self, name: str) -> None:
+    def add_scores(self, name: str, *, live: bool) -> None:
         """One pass over all rows, in the micro-batches of the first epoch: log-probs under the weights now loaded, kept
-        as the value `name` of every view that reads it."""
+        as the value `name` of every view that reads it. live: these are the weights that training starts from."""
         views = self.needing(name)
         found = {view: np.zeros(len(self.examples.views[view].targets), np.float32) for view in views}
-        for _, rows in self.plan.seen():
+        for _, rows in self.plan.seen()[int(live) :]:
             for micro in self.micros(rows):
                 with torch.no_grad():
                     logprobs = self.model.logprobs(micro.input_ids, micro.index, micro.targets)
-                for view in views if len(micro.rows) else ():
-                    place = target_places(self.examples.views[view], micro.rows)
-                    found[view][place] = logprobs[micro.spans[view]].float().cpu().numpy()
+                self._put(found, micro, logprobs)
         for view, values in found.items():
             self.examples.values[view, name] = self.ranks.add(values)
+            if live:
+                self.live.add((view, name))
+
+    def _put(self, found: Mapping[str, np.ndarray], micro: Micro, logprobs: Tensor) -> None:
+        for view, values in found.items() if len(micro.rows) else ():
+            place = target_places(self.examples.views[view], micro.rows)
+            values[place] = logprobs[micro.spans[view]].detach().float().cpu().numpy()
+
+    def _end_live(self, seen: Sequence[tuple[Micro, Tensor]]) -> None:
+        """Keep what the first step's forward gave, if a later epoch asks for it."""
+        if self.plan.steps > self.plan.per_epoch:
+            for view, name in sorted(self.live):
+                found = {view: np.zeros(len(self.examples.views[view].targets), np.float32)}
+                for micro, logprobs in seen:
+                    self._put(found, micro, logprobs)
+                self.examples.values[view, name] = self.examples.values[view, name] + self.ranks.add(
+                    found[view]
+                )
+        self.live = set()
 
     def needing(self, name: str) -> list[str]:
         """Views whose objective reads `name` and whose rows do not have it yet."""
@@ -163,10 +185,12 @@ class Trainable:
         counts = self._counts(rows)
         micros = self.micros(rows)
         sums = self._sums(micros)
-        mine = StepFigures()
+        mine, seen = StepFigures(), []
         for micro in micros:
             logprobs = self.model.logprobs(micro.input_ids, micro.index, micro.targets)
             loss = self._loss(micro, logprobs, counts, sums, mine)
+            if self.live:
+                seen.append((micro, logprobs.detach()))
             self.model.backward(loss)
         total = StepFigures()
         for other in self.ranks.all(mine):
@@ -177,6 +201,8 @@ class Trainable:
         if not np.isfinite(norm):
             raise StepError(f"the gradient is not finite (its norm is {norm}; the loss was {total.loss:.6g})")
         self.state = total.state
+        if self.live:
+            self._end_live(seen)
         return total, norm
 
     def _counts(self, rows: np.ndarray) -> dict[str, float]:
@@ -256,6 +282,8 @@ class Trainable:
             if "logprobs" in names:
                 values = micro.spread(logprobs, view)
                 batch[f"{view}.logprobs"] = values.detach() if view in self.objective.detached else values
+        for view, name in self.live:
+            batch[f"{view}.{name}"] = micro.spread(logprobs.detach(), view)
         return batch
 
     def _state_columns(self, micro: Micro) -> dict[str, Tensor]:

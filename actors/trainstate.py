@@ -168,7 +168,7 @@ def read_json(folder: str | None) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
 
 
-def save_scores(folder: str, values: Mapping[tuple[str, str], np.ndarray]) -> None:
+def save_scores(folder: str | Path, values: Mapping[tuple[str, str], np.ndarray]) -> None:
     """Keep reference and old log-probs, so that a replay does not load the reference again."""
     path = temporary(Path(folder) / "scores")
     named: dict[str, Any] = {"/".join(name): value for name, value in values.items()}

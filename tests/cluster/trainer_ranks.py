@@ -28,7 +28,8 @@ def main(folder: Path, model: str, other: str, rank: int, port: int) -> None:
     """Train under every ZeRO stage, with objectives that need sums over ranks, then lose a rank."""
     found: dict[str, object] = {}
     for zero in range(4):
-        trainer = TrainerRank(spec_of(model, zero=zero, ranks=2, lr=1e-2), rank, 2, ("127.0.0.1", port))
+        spec = spec_of(model, zero=zero, ranks=2, lr=1e-2, gradient_checkpointing=zero == 3)
+        trainer = TrainerRank(spec, rank, 2, ("127.0.0.1", port))
         place = folder / f"zero{zero}"
         first = work_of(place / "1", model, DPO(nll_coefficient=0.1), pair_rows(15), reference=other, epochs=2,
                         optimizer="continued")  # fmt: skip

@@ -182,6 +182,16 @@ def test_a_reference_of_its_own(trainer: TrainerRank, start: str, other: str, tm
         trainer.train(replace(work, reference=None))
 
 
+def test_old_logprobs_are_those_of_the_start_in_every_epoch(trainer: TrainerRank, start: str, tmp_path: Path):
+    """The same numbers whether the trainer computes them or the rows bring them."""
+    table = response_rows()
+    scored = trainer.logprobs(start, table["prompt_ids"].to_pylist(), table["response_ids"].to_pylist())
+    given = table.append_column("response_old_logprobs", pa.array(scored, pa.list_(pa.float32())))
+    found = trainer.train(work_of(tmp_path / "a", start, GRPO(), table, epochs=3))
+    wanted = trainer.train(work_of(tmp_path / "b", start, GRPO(), given, epochs=3))
+    np.testing.assert_allclose(losses(found), losses(wanted), atol=1e-5)
+
+
 def test_continued_takes_up_the_optimizer_and_fresh_does_not(
     trainer: TrainerRank, start: str, tmp_path: Path
 ):
@@ -217,7 +227,7 @@ class Died(Exception):
     pass
 
 
-@pytest.mark.parametrize("objective", [Shifted(), BCO(), DPO()])
+@pytest.mark.parametrize("objective", [Shifted(), GRPO(beta=0.1), DPO()])
 def test_replay_from_a_step_checkpoint_gives_the_same_bytes(
     trainer: TrainerRank,
     start: str,
