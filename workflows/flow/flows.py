@@ -58,7 +58,11 @@ class Flow:
 
     def followers(self, active: set[str]) -> list[Flow]:
         """The active readers that take batch after batch."""
-        return [flow for flow in self.readers if flow.node.name in active and not flow.barrier and flow.beside is not self]
+        return [
+            flow
+            for flow in self.readers
+            if flow.node.name in active and not flow.barrier and flow.beside is not self
+        ]
 
     @property
     def total(self) -> int | None:

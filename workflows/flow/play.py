@@ -151,7 +151,9 @@ class Speaker:
             if after.ended:
                 raise ValueError(f"this response has ended, so nothing can follow it: {after.text[:80]!r}")
             return after.prompt_ids, after
-        begun = self.codec.tokenizer.encode(after, add_special_tokens=False) if isinstance(after, str) else after
+        begun = (
+            self.codec.tokenizer.encode(after, add_special_tokens=False) if isinstance(after, str) else after
+        )
         return [*self.codec.encode(messages), *begun], None
 
     def seeds(self, ids: list[int], n: int) -> list[int]:

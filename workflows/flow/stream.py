@@ -140,7 +140,14 @@ class Stream:
                 "Let the other models sample or judge in nodes before it, and hand over their rows"
             )
         model = next(iter(models.values()))
-        op = Play(program, tuple(models), tuple((adds or {}).items()), frozenset(reads), beside is not None, model.max_tokens)
+        op = Play(
+            program,
+            tuple(models),
+            tuple((adds or {}).items()),
+            frozenset(reads),
+            beside is not None,
+            model.max_tokens,
+        )
         return self.add(op, *([beside] if beside else []), name=name, model=model)
 
     def gather(
