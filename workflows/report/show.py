@@ -224,6 +224,6 @@ def example_lines(iteration: int, nodes: dict[str, list[Path]], width: int) -> I
     best, worst = extremes(nodes[node])
     for title, rows in (("Best", best), ("Worst", worst)):
         if rows:
-            yield f"{title} samples of iteration {iteration} ({node}): score, prompt, -> response"
+            yield f"{title} samples of iteration {iteration} ({node}): score, prompt, -> response"[:width]
             for row in rows:
                 yield from sample_lines(row, width)
