@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 export VENV
 # One thread a process: two OpenMP threads that share a core with another process run up to ten times slower.
 export OMP_NUM_THREADS ?= 1
+# Compiled modules are kept: without them every start of vLLM takes seconds longer.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test check format bench constraints clean
@@ -32,7 +34,7 @@ format: setup
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 bench: setup
-	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python -m $$(echo $${file%.py} | tr / .) || exit 1; done
 
 constraints: setup
 	@head -n 1 constraints/cpu.txt > constraints/.new

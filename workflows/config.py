@@ -126,7 +126,6 @@ class Trainer(Section):
     tokens_per_micro_batch: int = Field(default=8192, ge=8)
     checkpoint_steps: int = Field(default=50, ge=1)
     gradient_checkpointing: bool = False
-    lora: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def enough_examples(self) -> Trainer:

@@ -165,14 +165,11 @@ class JudgeBy(JudgeOp):
         assert isinstance(judge, PromptJudge) and context.engine is not None and context.codec is not None
         labels = [context.codec.token(label) for label in judge.labels]
         values = await context.engine.label_logprobs(prompts, labels)
-        return [
-            [
-                verdict_of(
-                    judge.parse_labels(logprobs),
-                    " ".join(
-                        f"{name}:{value:.3f}" for name, value in zip(judge.labels, logprobs, strict=True)
-                    ),
-                )
-            ]
-            for logprobs in values
-        ]
+        return [[self.label_verdict(judge, logprobs)] for logprobs in values]
+
+    @staticmethod
+    def label_verdict(judge: PromptJudge, logprobs: Sequence[float]) -> Verdict:
+        if not logprobs:
+            return Verdict(None, "failed", "the judge's prompt does not fit the model")
+        text = " ".join(f"{name}:{value:.3f}" for name, value in zip(judge.labels, logprobs, strict=True))
+        return verdict_of(judge.parse_labels(logprobs), text)
