@@ -34,8 +34,7 @@ class Groups(Rule):
 
     def __call__(self, rows: Sequence[Row], rng: random.Random) -> list[Row]:
         judged = [row for row in rows if row["score_state"] != "failed"]
-        if self.truncated == "left-out":
-            judged = [row for row in judged if row["finish"] != "length"]
+        judged = [row for row in judged if self.truncated != "left-out" or row["finish"] != "length"]
         useful = not self.dynamic or informative([right(row, self.truncated) for row in judged])
         return judged if useful and len(judged) > 1 else []
 
@@ -50,8 +49,9 @@ class Rewards(Rule):
 
     def __call__(self, rows: Sequence[Row], rng: random.Random) -> list[float]:
         cache = round(self.share * self.longest)
-        return [self.values[right(row, self.truncated)]
-                + length_penalty(len(row["response_ids"]), limit=self.longest, cache=cache) for row in rows]  # fmt: skip
+        lengths = [len(row["response_ids"]) for row in rows]
+        return [self.values[right(row, self.truncated)] + length_penalty(length, limit=self.longest, cache=cache)
+                for row, length in zip(rows, lengths, strict=True)]  # fmt: skip
 
 
 class Advantages(Rule):
@@ -74,7 +74,7 @@ class GroupRelative(Recipe):
     A group of answers a prompt, a verifier's reward, the group's mean as the baseline, a clipped token loss on the
     trainer's own old log-probs. `variant` fills in the settings that are not given. An iteration is one rollout step.
 
-    Differs from the papers:
+    Differs from the paper:
     1. DAPO's prompts that are all right or all wrong are dropped; the paper samples others until the batch is full.
     2. DAPO's length penalty and Dr. GRPO's constant follow from `generator.max_tokens`, the longest answer.
     3. Rows that the verifier broke on are left out of their group.
@@ -85,7 +85,6 @@ class GroupRelative(Recipe):
 
     variant: Literal["grpo", "dr-grpo", "dapo"] = "grpo"
     samples: int = Field(64, ge=2, description="G, answers a prompt (GRPO 64, Dr. GRPO 8, DAPO 16)")
-    temperature: float = Field(1.0, gt=0, description="all three")
     scale: bool = Field(True, description="divide by the group's standard deviation")
     epsilon: float = Field(0.2, ge=0, description="lower clip, and upper where epsilon_high is not given")
     epsilon_high: float | None = Field(None, ge=0, description="upper clip")
@@ -107,7 +106,7 @@ class GroupRelative(Recipe):
         return {**VARIANTS.get(str(given.get("variant", "grpo")), {}), **given}
 
     def iteration(self, it: Iteration) -> Model:
-        answers = it.prompts().sample(it.policy, n=self.samples, temperature=self.temperature)
+        answers = it.prompts().sample(it.policy, n=self.samples)
         groups = answers.judge(it.verifier()).keep(Groups(dynamic=self.dynamic, truncated=self.truncated))
         rewards = Rewards(values=self.rewards, truncated=self.truncated,
                           longest=it.max_tokens, share=self.length_share)  # fmt: skip
