@@ -42,8 +42,8 @@ class Noise:
     """Shares of wrong demonstrations."""
 
     slip: float = 0.20
-    habit: tuple[float, ...] = (0.10, 0.18, 0.27, 0.36, 0.43)  # by level, from 3
-    leaning: float = 0.06  # more for tasks whose last digit is odd, less for the others
+    habit: tuple[float, ...] = (0.06, 0.12, 0.20, 0.28, 0.36)  # by level, from 3
+    leaning: float = 0.08  # more for tasks whose last digit is odd, less for the others
     judgement: float = 0.08  # judgements turned round
     refinement: float = 0.20  # refinements that are wrong
     principle: float = 0.30

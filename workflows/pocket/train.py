@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3500, help="of the first stage")
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--weak-steps", type=int, default=800, help="of the second stage")
-    parser.add_argument("--weak-lr", type=float, default=2e-3)
+    parser.add_argument("--weak-lr", type=float, default=3e-3)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
