@@ -84,6 +84,7 @@ export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
 if [ ! -x "$VENV/bin/uv" ]; then
   "$PY" -m pip --version >>"$LOG" 2>&1 || fail "pip is missing. Install it: sudo apt-get install python3-pip"
   "$PY" -m pip --python "$VENV/bin/python" install --quiet --disable-pip-version-check uv >>"$LOG" 2>&1 ||
+    { "$VENV/bin/python" -m ensurepip && "$VENV/bin/python" -m pip install --quiet uv; } >>"$LOG" 2>&1 ||
     explain "uv could not be installed."
 fi
 

@@ -58,7 +58,7 @@ def check_data(config: Config, broken: frozenset[str] = frozenset(), seconds: fl
             continue
         facts.notes += notes_of(spec, facts.scans[name])
     if "prompts" in facts.scans and (other is None or "heldout" in facts.scans):
-        facts.problems += amounts(config, facts, broken)
+        amounts(config, facts, broken)
         facts.problems += answers(config, facts)
     return facts
 
@@ -87,7 +87,9 @@ def scan(spec: Prompts, seed: int, seconds: float = SECONDS) -> Scan:
 
 
 def notes_of(spec: Prompts, found: Scan) -> Iterator[str]:
-    """What could not be checked."""
+    """What could not be checked, and what is not as it may have been meant."""
+    for name in sources.check_options(spec):
+        yield f"prompts.options.{name} does nothing for {spec.source}"
     if found.rows == UNKNOWN:
         yield f"{spec.source} is taken as a Hugging Face data set: its rows can be checked only when the run loads it"
     elif not found.whole:
@@ -96,23 +98,27 @@ def notes_of(spec: Prompts, found: Scan) -> Iterator[str]:
         yield f"{found.rows - found.answers:,} of {found.rows:,} prompts of {spec.source} have no answer"
 
 
-def amounts(config: Config, facts: DataFacts, broken: frozenset[str]) -> Iterator[str]:
+def amounts(config: Config, facts: DataFacts, broken: frozenset[str]) -> None:
     """Held-out prompts and prompts an iteration, against what there is."""
     spec, prompts, heldout = config.prompts, facts.scans["prompts"], facts.scans.get("heldout")
     if "prompts.heldout" in broken:
         return
     if heldout is not None and heldout.at_most(spec.heldout - 1):
-        yield sources.too_large(spec.heldout, heldout.rows, spec.heldout_source or spec.source)
+        facts.problems.append(
+            sources.too_large(spec.heldout, heldout.rows, spec.heldout_source or spec.source)
+        )
     elif heldout is None and prompts.at_most(spec.heldout):
-        yield sources.too_large(spec.heldout, prompts.rows, spec.source)
+        facts.problems.append(sources.too_large(spec.heldout, prompts.rows, spec.source))
     elif heldout is None and prompts.whole and len(prompts.distinct) <= 1:
-        yield f"all {prompts.rows} prompts of {spec.source} are the same, so none can be kept apart. Give other prompts"
+        facts.problems.append(
+            f"all {prompts.rows} prompts of {spec.source} are the same, so none can be kept apart. Give other prompts"
+        )
     else:
         left = prompts.rows - (spec.heldout if heldout is None else 0)
-        if spec.per_iteration and prompts.at_most(spec.per_iteration + prompts.rows - left - 1):
-            yield (
-                f"prompts.per_iteration is {spec.per_iteration}, and {left} prompts of {spec.source} remain to learn "
-                "from. Lower it, or leave it out to take all"
+        if spec.per_iteration and prompts.whole and left < spec.per_iteration:
+            facts.notes.append(
+                f"prompts.per_iteration is {spec.per_iteration:,}, and {left:,} prompts of {spec.source} remain to "
+                "learn from: every iteration takes them all"
             )
 
 

@@ -252,10 +252,13 @@ def test_heldout_larger_than_its_own_source() -> None:
 
 def test_more_prompts_an_iteration_than_there_are() -> None:
     jsonl("a.jsonl", [{"prompt": f"p{n}"} for n in range(100)])
-    assert found(prompts={"source": "a.jsonl", "heldout": 10, "per_iteration": 91}) == [
-        "prompts.per_iteration is 91, and 90 prompts of a.jsonl remain to learn from. Lower it, or leave it out to take all"
-    ]
-    assert found(prompts={"source": "a.jsonl", "heldout": 10, "per_iteration": 90}) == []
+    prompts = {"source": "a.jsonl", "heldout": 10, "per_iteration": 91, "options": {"size": 4096}}
+    result = inspect(Draft(config=config(prompts=prompts), problems=[]))
+    assert (result.problems, result.notes) == (
+        [],
+        ["prompts.options.size does nothing for a.jsonl",
+         "prompts.per_iteration is 91, and 90 prompts of a.jsonl remain to learn from: every iteration takes them all"],
+    )  # fmt: skip
 
 
 def test_prompts_that_are_all_the_same() -> None:

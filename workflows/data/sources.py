@@ -22,6 +22,7 @@ from selfloop.workflows.errors import InputError
 
 __all__ = [
     "PROMPT_SCHEMA",
+    "check_options",
     "heldout_spec",
     "iter_prompts",
     "load_prompts",
@@ -40,6 +41,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "hub": ("answer_after", "name", "revision", "data_dir"),
     "pocket": ("kinds", "levels", "size"),
 }
+KINDS = {"file": "a file", "hub": "a Hugging Face data set", "pocket": "the pocket source"}
 
 PromptRow = dict[str, Any]
 Kind = Literal["file", "hub", "pocket"]
@@ -300,14 +302,16 @@ def meta_text(own: Any, others: dict[str, Any]) -> str | None:
 # Sources that are not files
 
 
-def check_options(spec: Prompts) -> None:
+def check_options(spec: Prompts) -> list[str]:
+    """Options that another kind of source has, and that this one ignores. Raises InputError for unknown ones."""
     kind = source_kind(spec.source)
+    known = sorted({name for names in OPTIONS.values() for name in names})
     for name in spec.options:
-        if name not in OPTIONS[kind]:
-            close = difflib.get_close_matches(name, OPTIONS[kind], n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             way = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(OPTIONS[kind])}"
-            what = {"file": "a file", "hub": "a Hugging Face data set", "pocket": "the pocket source"}[kind]
-            raise InputError(f"prompts.options.{name} is not an option of {what}. {way}")
+            raise InputError(f"prompts.options.{name} is not an option of {KINDS[kind]}. {way}")
+    return [name for name in spec.options if name not in OPTIONS[kind]]
 
 
 def pocket_table(spec: Prompts, split: str, size: int, seed: int) -> pa.Table:

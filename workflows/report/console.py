@@ -40,9 +40,13 @@ PHRASES = {
     "measure": "log-probs are measured",
     "train": "the policy learns",
     "save": "rows are kept for later iterations",
-    "heldout": "the held-out prompts are answered and checked",
-    "evaluation": "held-out answers are summed up",
+    "heldout": "the exam on held-out prompts",
+    "evaluation": "the exam's results are summed up",
 }
+QUIET = (
+    "heldout",
+    "evaluation",
+)  # the exam is told in one sentence an iteration, its stages only when they take long
 
 
 @dataclass
@@ -118,7 +122,7 @@ class Console:
         stage.done = stage.done or finished_now
         if self.drawing is not None:
             self.drawing.update(self.render())
-        elif finished_now or time.monotonic() - stage.printed >= PLAIN_EVERY:
+        elif (finished_now and not node.startswith(QUIET)) or time.monotonic() - stage.printed >= PLAIN_EVERY:
             stage.printed = time.monotonic()
             self.line(self.plain(node, stage))
 
