@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -58,7 +58,7 @@ class TrainWork:
 
     reference: folder of the model that reference log-probs are of. optimizer: `continued` takes up the moments in
     `start_state`, which a train node with `continued` leaves there. out, state_out: folders to write. step_dir: where
-    step checkpoints go, for replay after a death.
+    step checkpoints go, for replay after a death. frozen: folders of the teachers that an objective asks for.
     """
 
     role: str
@@ -76,6 +76,7 @@ class TrainWork:
     seed: int = 0
     lr: float | None = None
     batch_size: int | None = None
+    frozen: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Codec:
 
     def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
         """Texts of responses, without special tokens."""
-        return self.tokenizer.batch_decode(list(responses), skip_special_tokens=True)
+        return self.tokenizer.batch_decode(list(responses), skip_special_tokens=True) if responses else []
 
 
 @functools.lru_cache(maxsize=4)

@@ -38,6 +38,8 @@ class Training:
     epochs: float = 1.0
     lr: float | None = None
     batch_size: int | None = None
+    role: str = "policy"  # what is made
+    frozen: tuple[tuple[str, ModelRef], ...] = ()  # teachers, by the name that the objective knows
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -51,6 +53,8 @@ class Training:
             "epochs": self.epochs,
             "lr": self.lr,
             "batch_size": self.batch_size,
+            "role": self.role,
+            "frozen": {name: model.name for name, model in self.frozen},
         }
 
 
@@ -73,7 +77,7 @@ class Node:
         if self.training is None:
             return (self.model,) if self.model else ()
         more = (self.training.reference,) if self.training.reference else ()
-        return (self.training.start, *more)
+        return (self.training.start, *more, *(model for _, model in self.training.frozen))
 
     @property
     def settings(self) -> dict[str, Any]:

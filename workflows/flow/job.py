@@ -135,11 +135,12 @@ class Job:
         assert training is not None
         start, made = self.place(training.start), self.made_folder(node, graph)
         return {
-            "role": training.start.role,
+            "role": training.role,
             "version": graph.iteration,
             "start": start.folder,
             "start_state": start.state,
             "reference": self.place(training.reference).folder if training.reference else None,
+            "frozen": {name: self.place(model).folder for name, model in training.frozen},
             "objective": training.objective,
             "optimizer": training.optimizer,
             "epochs": training.epochs,
@@ -173,7 +174,7 @@ class Job:
     def label_of(self, node: Node, graph: Graph) -> str:
         """The label of the model that a train node makes."""
         assert node.training is not None
-        return self.label(ModelRef(node.training.start.role, graph.iteration, node.name))
+        return self.label(ModelRef(node.training.role, graph.iteration, node.name))
 
     def settle(self, graph: Graph) -> dict[str, Place]:
         """The models an iteration ended in, by role, under their plain names (policy@3) from now on."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow import ops
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node, Training
+from selfloop.workflows.flow.grow import Accept, Gate, Pool
 from selfloop.workflows.flow.judging import JudgeBy, JudgeRule
 from selfloop.workflows.flow.ops import PROMPT_COLUMNS, Op, Source
 from selfloop.workflows.flow.play import Play, Program
@@ -44,11 +45,13 @@ class Builder:
         self.graph = Graph(iteration)
         self.counts: Counter[str] = Counter()
         self.evaluation = False
+        self.inside = ""  # the round of grow that nodes are added to
 
     def name(self, verb: str, name: str | None) -> str:
+        plain = self.inside + (name or verb)
         if name is None:
-            self.counts[verb] += 1
-            name = verb if self.counts[verb] == 1 else f"{verb}-{self.counts[verb]}"
+            self.counts[plain] += 1
+        name = plain if name is not None or self.counts[plain] == 1 else f"{plain}-{self.counts[plain]}"
         if name in self.graph.nodes:
             raise InputError(f"two nodes of one iteration are named {name!r}; give one of them another name=")
         return name
@@ -183,19 +186,34 @@ class Model:
 
     def train(self, stream: Stream, objective: Objective, *, reference: Model | None,
               optimizer: Literal["fresh", "continued"], epochs: float = 1.0, lr: float | None = None,
-              batch_size: int | None = None, name: str | None = None) -> Model:  # fmt: skip
+              batch_size: int | None = None, role: str | None = None, frozen: Mapping[str, Model] | None = None,
+              name: str | None = None) -> Model:  # fmt: skip
         """Train from these weights. A barrier: it starts when the stream has ended.
 
         reference: what the objective measures against (None if it needs none). optimizer: fresh, or continued from
-        this role's last training. lr, batch_size: default those of `trainer` in the config.
+        this role's last training. lr, batch_size: default those of `trainer` in the config. role: what is made, if not
+        another version of this role (a reward model, a critic). frozen: teachers that the objective reads, by name.
         """
         named = self.builder.name("train", name)
-        training = Training(
-            objective, self.ref, reference.ref if reference else None, optimizer, epochs, lr, batch_size
+        made, teachers = (
+            role or self.ref.role,
+            tuple((key, model.ref) for key, model in (frozen or {}).items()),
         )
+        training = Training(objective, self.ref, reference.ref if reference else None, optimizer, epochs, lr,
+                            batch_size, made, teachers)  # fmt: skip
         graph = self.builder.graph
         graph.add(Node(named, "train", (stream.node,), frozenset(), None, None, training))
-        return replace(self, ref=ModelRef(self.ref.role, graph.iteration, named))
+        return replace(self, ref=ModelRef(made, graph.iteration, named))
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which round of `grow` nodes are made for, and what the rounds before it accepted."""
+
+    number: int = 0
+    rounds: int = 1
+    until: int = 0
+    pools: tuple[Stream, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,6 +226,7 @@ class Iteration:
     checker: Verifier | None = None
     max_tokens: int = 256
     saved_columns: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    round: Round = Round()
 
     @property
     def policy(self) -> Model:
@@ -239,9 +258,15 @@ class Iteration:
             )
         return self.checker
 
-    def saved(self, saved: str, *, last: int = 1, default: Stream | None = None) -> Stream | None:
-        """What `save(saved)` kept in the last iterations, oldest first; `default` where there is none yet."""
-        found = [k for k in range(self.index - last, self.index) if k >= 1]
+    def saved(
+        self, saved: str, *, last: int = 1, before: int = 0, default: Stream | None = None
+    ) -> Stream | None:
+        """What `save(saved)` kept in the last iterations, oldest first; `default` where there is none yet.
+
+        before: how many of the very last iterations are left out.
+        """
+        newest = self.index - before
+        found = [k for k in range(newest - last, newest) if k >= 1]
         if not found:
             return default
         columns = self.saved_columns.get(saved)
@@ -264,5 +289,34 @@ class Iteration:
     def source(self, source: str, name: str | None, take: int | None = None) -> Stream:
         info = self.sources[source]
         count = take or info.per_iteration or info.rows
-        op = Source(source, (self.index - 1) * count, count, info.columns)
-        return self.builder.stream(op, (), name)
+        turn = (self.index - 1) * self.round.rounds + self.round.number
+        rows = self.builder.stream(Source(source, turn * count, count, info.columns), (), name)
+        return rows.add(Gate(self.round.until), *self.round.pools) if self.round.pools else rows
+
+    def grow(self, body: Callable[[Iteration], Stream], *, until: int, rounds: int, accept: Accept | None = None,
+             name: str = "grow") -> Stream:  # fmt: skip
+        """What `body(it)` keeps in as many rounds as it takes, at most `rounds`, to have `until` prompt groups.
+
+        Each round's `it.prompts()` and `it.data(…)` are slices of their own. accept(rows, pool): whether a prompt group
+        is taken, given all rows taken before it. A round that is not needed runs on no rows.
+        """
+        outer, pools = self.builder.inside, []
+        for number in range(rounds):
+            self.builder.inside = f"{outer}{name}/round-{number + 1}/"
+            kept = body(replace(self, round=Round(number, rounds, until, tuple(pools))))
+            pools.append(kept.add(Pool(until, accept), *pools))
+        self.builder.inside = outer
+        return pools[0].concat(*pools[1:], name=f"{name}/pool")
+
+    @property
+    def pool(self) -> Stream | None:
+        """Within `grow`: what the rounds before this one accepted; None in the first."""
+        pools, name = self.round.pools, "pool-before"
+        if not pools:
+            return None
+        made = self.builder.inside + name
+        return (
+            Stream(self.builder, made)
+            if made in self.builder.graph.nodes
+            else pools[0].concat(*pools[1:], name=name)
+        )
