@@ -99,10 +99,17 @@ def examples_of(table: pa.Table, objective: Objective) -> Examples:
     for name in dict.fromkeys([*objective.columns, *objective.optional]):
         view, _, read = canonical(name).rpartition(".")
         if view in examples.views and read not in ROW_READS:
-            _add_values(examples, view, read, who)
+            if name in objective.columns or not _has_gaps(examples.table, view, read):
+                _add_values(examples, view, read, who)
         elif name in table.column_names:
             _add_column(examples, name, who)
     return examples
+
+
+def _has_gaps(table: pa.Table, view: str, read: str) -> bool:
+    """Whether some rows lack an optional column's values, e.g. a demonstration those of a sampler."""
+    source = value_source(table, view, read)
+    return source is not None and table[source].null_count > 0
 
 
 def _add_values(examples: Examples, view: str, read: str, who: str) -> None:

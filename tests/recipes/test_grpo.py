@@ -173,6 +173,7 @@ def test_the_first_update_is_on_policy_and_the_optimizer_goes_on(tmp_path: Path)
         assert result.steps == 1
         assert result.curve[0]["ratio"] == pytest.approx(1.0, abs=1e-5) and result.curve[0]["clipped"] == 0.0
         assert result.curve[0]["grad_norm"] > 0
+        assert result.metrics["sampler_gap"] > 0  # the fake sampler's log-probs are not the trainer's
     state = trainer.works[1].start_state
     assert state is not None and '"optimizer_step": 1' in "".join(
         path.read_text() for path in Path(state).glob("*.json")

@@ -20,10 +20,12 @@ __all__ = ["GRPO", "PPO", "SAR", "ClippedPolicy", "ValueLoss"]
 class ClippedPolicy(Objective):
     """The loss that all clipped policy gradients share; subclasses say how tokens are averaged.
 
-    `advantages` is one number a response (rows,) or a token (rows, tokens), and is never differentiated.
+    `advantages` is one number a response (rows,) or a token (rows, tokens), and is never differentiated. Where rows
+    have the sampler's log-probs, its mean gap to the old policy, nats a token, is logged as `sampler_gap`.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("advantages",)
+    optional: ClassVar[tuple[str, ...]] = ("weight", "response.sampling_logprobs")
 
     epsilon: float = Field(0.2, ge=0, description="lower clip of the ratio")
     epsilon_high: float | None = Field(None, ge=0, description="upper clip (DAPO: 0.28); None: epsilon")
@@ -69,6 +71,8 @@ class ClippedPolicy(Objective):
         of_sequence = self.ratio == "sequence"
         policy = Term(weighed(values, batch), *((None, "examples") if of_sequence else (mask, normalizer)))
         logs = {"ratio": _per_row(ratio, mask), "clipped": _per_row(clipped, mask)}
+        if "response.sampling_logprobs" in batch:
+            logs["sampler_gap"] = _per_row((old - batch["response.sampling_logprobs"]).abs(), mask)
         terms = {"policy": policy}
         if self.beta:
             kl = kl_estimate(logprobs, batch["response.reference_logprobs"], self.kl)
