@@ -10,6 +10,7 @@ import pytest
 
 from selfloop.workflows.flow.judging import JudgeBy
 from selfloop.workflows.judges.rubric import AdditiveRubric, ScoreOnly
+from selfloop.workflows.trackers import read_metrics
 
 from .runs import (
     fake_trainer,
@@ -47,6 +48,8 @@ def test_samples_judgements_start_and_reference_come_from_the_same_weights(index
 def test_every_answer_gets_its_votes_in_whole_points(two: tuple[Path, list[Any]]) -> None:
     rows = rows_of(two[0], 1, "judge")
     assert len(rows) == 24 * 4
+    metrics = read_metrics(two[0])
+    assert metrics[1]["judge_score_mean"] == pytest.approx(sum(row["score"] for row in rows) / len(rows))
     for row in rows:
         assert len(row["score_judgements"]) == 3 and 0 <= row["score"] <= 5
         assert row["score"] * 3 == pytest.approx(round(row["score"] * 3))

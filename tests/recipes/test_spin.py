@@ -83,10 +83,11 @@ def test_a_cut_opponent_gets_no_false_end_token(tmp_path: Path) -> None:
     generator = {"engine": "fake", "max_tokens": 3, "options": {}}
     config = pocket_config("spin", iterations=1, generator=generator)
     trainer = fake_trainer(config)
-    run_recipe(config, tmp_path / "run", wrong, trainer)
+    metrics = run_recipe(config, tmp_path / "run", wrong, trainer)
     end = codec_of(str(Setup(config).folder)).encode_response("")[-1]
     cut = {row["prompt_id"] for row in rows_of(tmp_path / "run", 1, "sample") if row["finish"] == "length"}
     assert 0 < len(cut) < PROMPTS
+    assert metrics[1]["sample_truncated_share"] == len(cut) / PROMPTS
     for row in trained_rows(trainer.works[0]):
         assert (row["rejected_ids"][-1] == end) == (row["prompt_id"] not in cut)
         assert row["chosen_ids"][-1] == end

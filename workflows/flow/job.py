@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import FailedRowsError, StoreError
@@ -58,7 +59,7 @@ def split_groups(table: pa.Table, prompts: int) -> list[int]:
 
 
 def count_batch(table: pa.Table) -> Meta:
-    """What is counted of every batch: rows, failed rows, sampled tokens, verdict states."""
+    """What is counted of every batch: rows, failed and truncated ones, tokens sampled, verdict states and score sums."""
     meta: Meta = {"rows": table.num_rows}
     if "status" in table.column_names:
         meta["failed"] = table["status"].to_pylist().count("failed")
@@ -66,6 +67,11 @@ def count_batch(table: pa.Table) -> Meta:
         if name.endswith("_state"):
             states = table[name].to_pylist()
             meta[name] = {state: states.count(state) for state in sorted(set(states))}
+            meta[f"{name.removesuffix('_state')}_sum"] = (
+                pc.sum(table[name.removesuffix("_state")]).as_py() or 0.0
+            )
+    if "finish" in table.column_names:
+        meta["truncated"] = table["finish"].to_pylist().count("length")
     if "response_logprobs" in table.column_names:
         lists = table["response_logprobs"].combine_chunks()
         meta["tokens"] = int(len(lists.flatten()))

@@ -110,11 +110,24 @@ def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, floa
         metrics[f"{name}_rows"] = counted["rows"]
         if counted.get("failed"):
             metrics[f"{name}_failed_rows"] = counted["failed"]
-        for column, states in counted.items():
-            if isinstance(states, dict):
-                metrics |= {
-                    f"{name}_{column}_{state}": count for state, count in states.items() if state != "score"
-                }
+        if node.verb == "sample":
+            metrics[f"{name}_truncated_share"] = counted.get("truncated", 0) / max(counted["rows"], 1)
+        if node.verb == "judge":
+            metrics |= verdict_metrics(name, counted)
+    return metrics
+
+
+def verdict_metrics(name: str, counted: Meta) -> dict[str, float]:
+    """Mean score of a judge node, and how many verdicts are none."""
+    metrics: dict[str, float] = {}
+    for column, states in counted.items():
+        if isinstance(states, dict):
+            metrics |= {
+                f"{name}_{column}_{state}": count for state, count in states.items() if state != "score"
+            }
+            if states.get("score"):
+                score = column.removesuffix("_state")
+                metrics[f"{name}_{score}_mean"] = counted.get(f"{score}_sum", 0.0) / states["score"]
     return metrics
 
 
