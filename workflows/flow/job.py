@@ -67,14 +67,13 @@ def count_batch(table: pa.Table) -> Meta:
         if name.endswith("_state"):
             states = table[name].to_pylist()
             meta[name] = {state: states.count(state) for state in sorted(set(states))}
-            meta[f"{name.removesuffix('_state')}_sum"] = (
-                pc.sum(table[name.removesuffix("_state")]).as_py() or 0.0
-            )
+            if (score := name.removesuffix("_state")) in table.column_names:
+                meta[f"{score}_sum"] = pc.sum(table[score]).as_py() or 0.0
     if "finish" in table.column_names:
         meta["truncated"] = table["finish"].to_pylist().count("length")
     if "response_logprobs" in table.column_names:
         lists = table["response_logprobs"].combine_chunks()
-        meta["tokens"] = int(len(lists.flatten()))
+        meta["tokens"] = len(lists.flatten())
     return meta
 
 
