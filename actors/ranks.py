@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from selfloop.actors.fakes import FakeTrainer
 from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainResult, TrainWork
+from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.job import count_batch
 from selfloop.workflows.flow.ops import Context, Op
 from selfloop.workflows.store.parts import Stored, read_batches
@@ -29,6 +30,19 @@ class Scorer:
         self, folder: str, contexts: list[list[int]], targets: list[list[int]]
     ) -> list[list[float]]:
         return self.trainer.logprobs(folder, contexts, targets)
+
+    async def rewards(self, folder: str, contexts: list[list[int]], targets: list[list[int]]) -> list[float]:
+        return rewards_of(self.trainer, folder, contexts, targets)
+
+
+def rewards_of(trainer: Any, folder: str, contexts: list[list[int]], targets: list[list[int]]) -> list[float]:
+    """A reward a row, by a trainer that can hold a scalar head."""
+    if not hasattr(trainer, "rewards"):
+        raise TrainerError(
+            "measure(…, 'rewards') needs a model with a scalar head, and this trainer holds none yet. Judge with a prompt or "
+            "a rule instead"
+        )
+    return trainer.rewards(folder, contexts, targets)
 
 
 class Rank:

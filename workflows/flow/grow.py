@@ -8,14 +8,13 @@ round runs on no rows. So committing, resuming and reusing a round need nothing 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.ops import Context, Op, apply
+from selfloop.workflows.flow.ops import Context, Op, call
 from selfloop.workflows.flow.rows import Row, groups
 
 __all__ = ["Accept", "Gate", "Pool"]
@@ -62,12 +61,4 @@ class Pool(Op):
         return tables[0].take(pa.array(taken, pa.int64()))
 
     def accepts(self, rows: list[Row], held: list[Row], context: Context, name: str) -> bool:
-        accept = self.accept
-        if accept is None:
-            return True
-
-        @functools.wraps(accept)  # so that an error names it
-        def listed(*given: list[Row]) -> list[bool]:
-            return [accept(*given)]
-
-        return bool(apply(listed, context, name, rows, held)[0])
+        return self.accept is None or bool(call(self.accept, context, name, rows, held))

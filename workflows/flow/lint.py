@@ -72,6 +72,12 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
     missing = sorted(set(objective.columns) - rows.columns)
     if missing:
         yield f"node {node.name!r}: {name} needs the columns {', '.join(missing)}, which {rows.name!r} does not have"
+    ratios = {"old_logprobs", "sampling_logprobs"} & {
+        one for reads in objective.reads.values() for one in reads
+    }
+    if ratios and "edited" in rows.columns:
+        yield (f"node {node.name!r}: {name} takes the ratio to what was sampled ({', '.join(sorted(ratios))}), and {rows.name!r} holds "
+               "responses that were edited or stand under another prompt. Choose an objective without a ratio")  # fmt: skip
     if objective.needs_reference and node.training.reference is None:
         yield f"node {node.name!r}: {name} measures against a reference, and reference=None was given. Name a model, e.g. it.policy"
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from selfloop.actors.engines import Engine
+from selfloop.actors.ranks import rewards_of
 from selfloop.workflows.flow.codec import Codec
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.graph import Graph
@@ -117,3 +118,6 @@ class InProcess:
         self, folder: str, contexts: list[list[int]], targets: list[list[int]]
     ) -> list[list[float]]:
         return self.trainer.logprobs(folder, contexts, targets)
+
+    async def rewards(self, folder: str, contexts: list[list[int]], targets: list[list[int]]) -> list[float]:
+        return rewards_of(self.trainer, folder, contexts, targets)

@@ -63,6 +63,10 @@ class Scorer(Protocol):
         self, folder: str, contexts: list[list[int]], targets: list[list[int]]
     ) -> list[list[float]]: ...
 
+    async def rewards(
+        self, folder: str, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[float]: ...
+
 
 @dataclass
 class Context:
@@ -332,6 +336,7 @@ class Pair(Op):
 
     verb: ClassVar[str] = "pair"
     rule: Callable[..., Iterable[tuple[Any, ...]]]
+    adds: tuple[tuple[str, pa.DataType], ...] = ()
 
     @property
     def reads(self) -> frozenset[str]:
@@ -347,7 +352,7 @@ class Pair(Op):
         return (
             (inputs[0] & (PROMPT_COLUMNS | {"prompt_ids", "model", "version"}))
             | sides
-            | {"sample", *PAIR_EXTRAS}
+            | {"sample", *PAIR_EXTRAS, *(name for name, _ in self.adds)}
         )
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
@@ -371,6 +376,8 @@ class Pair(Op):
             made = with_column(
                 made, name, pa.array([extra.get(name, default) for extra in extras], pa.float64())
             )
+        for name, kind in self.adds:
+            made = with_column(made, name, pa.array([extra.get(name) for extra in extras], kind))
         return made
 
 
@@ -410,6 +417,7 @@ class Map(Op):
             for row in rows:
                 rng = context.draw(name, row.get("sample"))
                 for new in apply(self.function, context, name, row, *more, rng):
+                    declared(new, schema, self.function, context)
                     filled = {**row, **new}
                     if "prompt" in new and "prompt_id" not in new:
                         count = opened[name] = opened.get(name, -1) + 1
@@ -489,11 +497,12 @@ class Save(Op):
 
 @dataclass(frozen=True)
 class Measure(Op):
-    """Log-probs of a view's tokens under a model: the trainer's forward without gradient, as a list column."""
+    """What a model makes of a view, by the trainer's forward without gradient: the log-prob of each token, or the reward at
+    the last one (of a model with a scalar head)."""
 
     verb: ClassVar[str] = "measure"
     place: ClassVar[Place] = "trainer"
-    what: Literal["logprobs"] = "logprobs"
+    what: Literal["logprobs", "rewards"] = "logprobs"
     under: str = "response"
     column: str = "measured_logprobs"
 
@@ -506,8 +515,12 @@ class Measure(Op):
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         assert context.scorer is not None
-        contexts = tables[0]["prompt_ids"].to_pylist()
+        own = f"{self.under}_prompt_ids"
+        contexts = tables[0][own if own in tables[0].column_names else "prompt_ids"].to_pylist()
         targets = tables[0][f"{self.under}_ids"].to_pylist()
+        if self.what == "rewards":
+            rewards = await context.scorer.rewards(context.folder, contexts, targets)
+            return with_column(tables[0], self.column, pa.array(rewards, pa.float64()))
         values = await context.scorer.logprobs(context.folder, contexts, targets)
         return with_column(tables[0], self.column, pa.array(values, pa.list_(pa.float32())))
 
@@ -529,14 +542,34 @@ class Summary(Op):
                          "value": pa.array(list(numbers.values()), pa.float64())})  # fmt: skip
 
 
+def declared(new: dict[str, Any], schema: pa.Schema, function: Any, context: Context) -> None:
+    """Refuse a row with a column that neither its input has nor the recipe declared: it would be lost in silence."""
+    unknown = sorted(set(new) - set(schema.names) - PROMPT_COLUMNS)
+    if unknown:
+        raise RecipeError(
+            f"node {context.node!r}: {getattr(function, '__qualname__', type(function).__qualname__)} gave rows with the "
+            f"column {unknown[0]!r}, which nobody declared; add adds={{{unknown[0]!r}: its Arrow type}} to the verb"
+        )
+
+
 def apply(function: Callable[..., Any], context: Context, group: str, *args: Any) -> list[Any]:
-    """What a recipe's function gives for a prompt group, as a list; what it raises becomes one typed error."""
-    try:
+    """What a recipe's function gives for a prompt group, as a list."""
+
+    def listed() -> list[Any]:
         result = function(*args)
         return [] if result is None else [result] if isinstance(result, dict) else list(result)
+
+    return call(listed, context, group, named=function)
+
+
+def call(function: Callable[..., Any], context: Context, group: str, *args: Any, named: Any = None) -> Any:
+    """What a recipe's function gives; what it raises becomes one typed error."""
+    try:
+        return function(*args)
     except SelfloopError:
         raise
     except Exception as error:  # the recipe's own code: it may raise anything
+        function = named or function
         name = getattr(function, "__qualname__", type(function).__qualname__)
         raise RecipeError(
             f"node {context.node!r}: {name} raised {type(error).__name__}: {error} on prompt {group} (iteration "

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from selfloop.workflows.data.schema import COLUMNS, Message, assistant, prompt_id
 from selfloop.workflows.data.seeds import derive_seed
-from selfloop.workflows.errors import RecipeError, SelfloopError
-from selfloop.workflows.flow.ops import PROMPT_COLUMNS, RESPONSE_COLUMNS, Context, Op, Place
+from selfloop.workflows.errors import SelfloopError
+from selfloop.workflows.flow.ops import PROMPT_COLUMNS, RESPONSE_COLUMNS, Context, Op, Place, declared
 from selfloop.workflows.flow.rows import Row, groups
 
 if TYPE_CHECKING:
@@ -242,12 +242,7 @@ class Play(Op):
         made: list[dict[str, Any]] = []
         for one in several:
             new = one.row() if isinstance(one, Said) else dict(one)
-            unknown = sorted(set(new) - set(schema.names))
-            if unknown:
-                raise RecipeError(
-                    f"node {speaker.context.node!r}: {program_name(self.program)} gave rows with the column "
-                    f"{unknown[0]!r}, which nobody declared; add play(…, adds={{{unknown[0]!r}: its Arrow type}})"
-                )
+            declared(new, schema, self.program, speaker.context)
             made.append({"status": "ok", **base, **new, **opened(base, new, len(made))})
         order = list(dict.fromkeys(row["prompt_id"] for row in made))
         return sorted(made, key=lambda row: order.index(row["prompt_id"]))

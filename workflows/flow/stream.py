@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from selfloop.workflows.data.schema import Message
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow import ops
+from selfloop.workflows.flow.edit import Edit, Recontext
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node, Training
 from selfloop.workflows.flow.grow import Accept, Gate, Pool
 from selfloop.workflows.flow.judging import JudgeBy, JudgeRule
@@ -113,18 +115,33 @@ class Stream:
         """One number a row, by a function of the prompt group's rows and a seeded generator."""
         return self.add(ops.Score(function, column, frozenset(reads)), name=name)
 
-    def measure(self, model: Model, what: Literal["logprobs"] = "logprobs", *, under: str = "response",
-                column: str = "measured_logprobs", name: str | None = None) -> Stream:  # fmt: skip
-        """Log-probs of given tokens under a model, by the trainer's forward."""
-        return self.add(ops.Measure(what, under, column), name=name, model=model)
+    def measure(self, model: Model, what: Literal["logprobs", "rewards"] = "logprobs", *, under: str = "response",
+                column: str | None = None, name: str | None = None) -> Stream:  # fmt: skip
+        """Log-probs of given tokens under a model, or its reward at the last one, by the trainer's forward. The column is
+        `measured_logprobs` or `measured_rewards` if not named."""
+        return self.add(ops.Measure(what, under, column or f"measured_{what}"), name=name, model=model)
 
     def keep(self, rule: GroupRule, *, name: str | None = None) -> Stream:
         """The rows a rule keeps of each prompt group."""
         return self.add(ops.Keep(rule), name=name)
 
-    def pair(self, rule: GroupRule, *, name: str | None = None) -> Stream:
-        """The preference pairs a rule makes of each prompt group."""
-        return self.add(ops.Pair(rule), name=name)
+    def pair(
+        self, rule: GroupRule, *, adds: dict[str, pa.DataType] | None = None, name: str | None = None
+    ) -> Stream:
+        """The preference pairs a rule makes of each prompt group: (chosen, rejected) or (chosen, rejected, {more columns});
+        weight and margin are known, others come new by `adds`."""
+        return self.add(ops.Pair(rule, tuple((adds or {}).items())), name=name)
+
+    def edit(self, function: Callable[[Row], str | None], *, tokens: Model, reads: Iterable[str] = (),
+             name: str | None = None) -> Stream:  # fmt: skip
+        """Another text for each response (None: no row), tokenised anew with the tokenizer of `tokens` where it differs."""
+        return self.add(Edit(function, frozenset(reads)), name=name, model=tokens)
+
+    def recontext(self, messages: Callable[[Row], list[Message] | None], *, tokens: Model, view: str | None = None,
+                  of: str = "response", reads: Iterable[str] = (), name: str | None = None) -> Stream:  # fmt: skip
+        """The same response tokens under other messages (None: the row's own): instead of the prompt, or as a further view
+        beside it, with the tokens of the view `of`. tokens: whose tokenizer and chat template."""
+        return self.add(Recontext(messages, view, of, frozenset(reads)), name=name, model=tokens)
 
     def map(self, function: Callable[..., Any], *, adds: dict[str, pa.DataType] | None = None, reads: Iterable[str] = (),
             beside: Stream | None = None, name: str | None = None) -> Stream:  # fmt: skip
