@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from selfloop.workflows.data.schema import COLUMNS, assistant
+from selfloop.workflows.data.schema import COLUMNS, Message, assistant
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import RecipeError, SelfloopError
 from selfloop.workflows.flow.rows import Row, groups, with_column
@@ -35,7 +35,6 @@ __all__ = [
     "Gather",
     "Keep",
     "Map",
-    "Measure",
     "Merge",
     "Op",
     "Pair",
@@ -57,15 +56,11 @@ PAIR_EXTRAS = ("weight", "margin")
 
 
 class Scorer(Protocol):
-    """What `measure` needs of a trainer: log-probs, nats, of targets after contexts under given weights."""
+    """What `measure` needs of a trainer: `what` a checkpoint makes of targets after contexts, one value a row."""
 
-    async def logprobs(
-        self, folder: str, contexts: list[list[int]], targets: list[list[int]]
-    ) -> list[list[float]]: ...
-
-    async def rewards(
-        self, folder: str, contexts: list[list[int]], targets: list[list[int]]
-    ) -> list[float]: ...
+    async def measure(
+        self, what: str, folder: str, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[Any]: ...
 
 
 @dataclass
@@ -151,7 +146,10 @@ class Source(Op):
 
 @dataclass(frozen=True)
 class Sample(Op):
-    """n responses a prompt. Each has a seed of its own, so batches, replicas and retries do not matter."""
+    """n responses a row. Each has a seed of its own, so batches, replicas and retries do not matter.
+
+    show: other messages that the model is given for a row; the row's prompt stays what it is.
+    """
 
     verb: ClassVar[str] = "sample"
     place: ClassVar[Place] = "engine"
@@ -161,10 +159,12 @@ class Sample(Op):
     top_k: int = 0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    show: Callable[[Row], list[Message]] | None = None
+    needs: frozenset[str] = frozenset()
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset({"prompt_id", "prompt"})
+        return frozenset({"prompt_id", "prompt"}) | self.needs
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
         return (inputs[0] & PROMPT_COLUMNS) | frozenset(RESPONSE_COLUMNS)
@@ -175,10 +175,11 @@ class Sample(Op):
         assert context.engine is not None and context.codec is not None
         prompts = tables[0].select([name for name in tables[0].column_names if name in PROMPT_COLUMNS])
         params = SamplingParams(self.temperature, self.top_p, self.top_k, self.max_tokens, self.stop)
-        encoded = [encode(context.codec, messages) for messages in prompts["prompt"].to_pylist()]
+        encoded = [encode(context.codec, messages) for messages in self.shown(tables[0], context)]
         names: list[str] = prompts["prompt_id"].to_pylist()
-        seeds = [derive_seed(context.seed, context.iteration, context.node, name, k)
-                 for name in names for k in range(self.n)]  # fmt: skip
+        numbers = numbered(name for name in names for _ in range(self.n))
+        seeds = [derive_seed(context.seed, context.iteration, context.node, names[place // self.n], k)
+                 for place, k in enumerate(numbers)]  # fmt: skip
         asks = [Ask(ids, seeds[row * self.n + k], params)
                 for row, (ids, error) in enumerate(encoded) if error is None for k in range(self.n)]  # fmt: skip
         replies = iter(await context.engine.sample(asks))
@@ -187,7 +188,15 @@ class Sample(Op):
         repeated = prompts.take(
             pa.array([row for row in range(len(names)) for _ in range(self.n)], pa.int64())
         )
-        return add_responses(repeated, rows, seeds, [k for _ in names for k in range(self.n)], context)
+        return add_responses(repeated, rows, seeds, numbers, context)
+
+    def shown(self, table: pa.Table, context: Context) -> list[list[Message]]:
+        """The messages that the model is given for each row."""
+        messages = table["prompt"].to_pylist()
+        for name, rows in groups(table) if self.show else ():
+            for row in rows:
+                messages[row.index] = call(self.show, context, name, row)
+        return messages
 
     def failed(self, table: pa.Table, context: Context, error: str) -> pa.Table:
         """The rows of prompts that could not be sampled at all."""
@@ -196,7 +205,7 @@ class Sample(Op):
         repeated = prompts.take(
             pa.array([row for row in range(table.num_rows) for _ in range(self.n)], pa.int64())
         )
-        samples = list(range(self.n)) * table.num_rows
+        samples = numbered(name for name in table["prompt_id"].to_pylist() for _ in range(self.n))
         return add_responses(repeated, [reply_row(None, [], error)] * count, [0] * count, samples, context)
 
 
@@ -243,6 +252,16 @@ class Demonstrate(Op):
         return made | told | {"response_logprobs": None}
 
 
+def numbered(names: Iterable[str]) -> list[int]:
+    """The number of each row within its prompt group, from 0."""
+    seen: dict[str, int] = {}
+    numbers: list[int] = []
+    for name in names:
+        numbers.append(seen.get(name, 0))
+        seen[name] = numbers[-1] + 1
+    return numbers
+
+
 def encode(codec: Codec, messages: list[dict[str, str]]) -> tuple[list[int], str | None]:
     """Tokens of a prompt, or why the chat template refused it."""
     try:
@@ -271,7 +290,7 @@ def reply_row(reply: Any, prompt_ids: list[int], error: str | None) -> dict[str,
 def add_responses(
     table: pa.Table,
     rows: list[dict[str, Any]],
-    seeds: Sequence[int | None],
+    seeds: list[Any],
     samples: list[int],
     context: Context,
 ) -> pa.Table:
@@ -437,10 +456,14 @@ class Gather(Op):
     barrier: ClassVar[bool] = True
     function: Callable[..., pa.Table]
     needs: frozenset[str] = frozenset()
+    adds: frozenset[str] = frozenset()
 
     @property
     def reads(self) -> frozenset[str]:
         return self.needs
+
+    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
+        return inputs[0] | self.adds
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         return self.function(tables[0], context.draw("gather"))
@@ -464,12 +487,7 @@ class Merge(Op):
         rank = pa.array([order[name] for name in ids], pa.int64())
         joined = joined.take(pc.sort_indices(pa.table({"g": rank, "i": pa.array(range(len(ids)))}),
                                              sort_keys=[("g", "ascending"), ("i", "ascending")]))  # fmt: skip
-        seen: dict[str, int] = {}
-        numbers = []
-        for name in joined["prompt_id"].to_pylist():
-            numbers.append(seen.get(name, 0))
-            seen[name] = numbers[-1] + 1
-        return with_column(joined, "sample", pa.array(numbers, pa.int64()))
+        return with_column(joined, "sample", pa.array(numbered(joined["prompt_id"].to_pylist()), pa.int64()))
 
 
 @dataclass(frozen=True)
@@ -493,36 +511,6 @@ class Save(Op):
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         return tables[0]
-
-
-@dataclass(frozen=True)
-class Measure(Op):
-    """What a model makes of a view, by the trainer's forward without gradient: the log-prob of each token, or the reward at
-    the last one (of a model with a scalar head)."""
-
-    verb: ClassVar[str] = "measure"
-    place: ClassVar[Place] = "trainer"
-    what: Literal["logprobs", "rewards"] = "logprobs"
-    under: str = "response"
-    column: str = "measured_logprobs"
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({"prompt_ids", f"{self.under}_ids"})
-
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0] | {self.column}
-
-    async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
-        assert context.scorer is not None
-        own = f"{self.under}_prompt_ids"
-        contexts = tables[0][own if own in tables[0].column_names else "prompt_ids"].to_pylist()
-        targets = tables[0][f"{self.under}_ids"].to_pylist()
-        if self.what == "rewards":
-            rewards = await context.scorer.rewards(context.folder, contexts, targets)
-            return with_column(tables[0], self.column, pa.array(rewards, pa.float64()))
-        values = await context.scorer.logprobs(context.folder, contexts, targets)
-        return with_column(tables[0], self.column, pa.array(values, pa.list_(pa.float32())))
 
 
 @dataclass(frozen=True)
