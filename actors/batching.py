@@ -1,7 +1,8 @@
 """Which examples make an optimizer step, how they are cut into micro-batches, and which rank takes which.
 
-All of it depends on the rows and the config alone. A step's examples are sorted by length and cut by padded tokens;
-sequences are padded on the right, where causal attention never looks, so a forward needs no attention mask.
+All of it depends on the rows and the config alone. A step's examples are sorted by length and cut by padded tokens.
+Sequences are padded on the right, where causal attention never looks, so a forward needs no attention mask. Where
+that would waste more than a tenth (a short answer beside a long one), short sequences share a line of the matrix.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Micro", "Plan", "columns_of", "cut", "deal", "dummy", "micro_of", "waste_of"]
 
 WASTE = 0.09
+TENTH = 0.1
 PRICES = (1e6, 0.1, 0.03, 0.01, 0.005, 0.002, 0.001, 0.0)  # of a micro-batch, in shares of the step's tokens
 ABSENT = {"rank": -1.0}
 
@@ -71,18 +73,21 @@ class Plan:
         return [(index, self.step(index)) for index in range(min(self.steps, self.per_epoch))]
 
 
-def cut(lengths: np.ndarray, sequences: np.ndarray, budget: int, parts: int = 1) -> list[np.ndarray]:
-    """Cut examples into micro-batches of at most `budget` padded tokens and little padding, longest first.
+def cut(
+    lengths: np.ndarray, sequences: np.ndarray, budget: int, parts: int = 1, tokens: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Cut examples into as few micro-batches as waste little: at most `budget` padded tokens each, longest first.
 
-    lengths: (examples,) longest sequence of each. sequences: (examples,) how many it has. parts: the number of
-    micro-batches is a multiple of it where there are enough examples. An example over the budget stands alone.
+    lengths: (examples,) longest sequence of each. sequences: (examples,) how many it has. tokens: (examples,) of all
+    its sequences, if they may share lines. parts: the number of micro-batches is a multiple of it where there are
+    enough examples. An example over the budget stands alone.
     """
     order = np.argsort(-lengths, kind="stable")
     found: list[np.ndarray] = []
     total = float((lengths * sequences).sum())
     for price in PRICES:
         found = _cut_at(order, lengths, sequences, budget, price * total)
-        if waste_of(found, lengths, sequences) < WASTE:
+        if waste_of(found, lengths, sequences, tokens) < WASTE:
             break
     while len(found) % parts:
         sizes = [len(part) * int(len(part) > 1) * int(lengths[part[0]]) for part in found]
@@ -118,10 +123,16 @@ def _cut_at(
     return found[::-1]
 
 
-def waste_of(parts: Sequence[np.ndarray], lengths: np.ndarray, sequences: np.ndarray) -> float:
-    """Share of padding, against every example padded to its own longest sequence only."""
-    padded = sum(int(sequences[part].sum()) * int(lengths[part].max()) for part in parts)
-    return 1 - float((lengths * sequences).sum()) / max(padded, 1)
+def waste_of(
+    parts: Sequence[np.ndarray], lengths: np.ndarray, sequences: np.ndarray, tokens: np.ndarray | None = None
+) -> float:
+    """Share of padding that other cuts could avoid; with `tokens`, when short sequences share lines."""
+    real = lengths * sequences if tokens is None else tokens
+    padded = 0
+    for part in parts:
+        longest, lines = int(lengths[part].max()), int(sequences[part].sum())
+        padded += longest * (lines if tokens is None else min(lines, math.ceil(real[part].sum() / longest)))
+    return 1 - float(real.sum()) / max(padded, 1)
 
 
 def deal(parts: Sequence[np.ndarray], rank: int, world: int) -> list[np.ndarray | None]:
@@ -136,14 +147,16 @@ def deal(parts: Sequence[np.ndarray], rank: int, world: int) -> list[np.ndarray 
 class Micro:
     """One forward. All views of its rows are sequences of one padded matrix.
 
-    rows: (rows,) numbers of the examples. input_ids: (sequences, length). index: (trained,) places in the flattened
-    matrix whose hidden state predicts `targets`: (trained,). Trained tokens are ordered by view, row and place.
+    rows: (rows,) numbers of the examples. input_ids: (lines, length). index: (trained,) places in the flattened matrix
+    whose hidden state predicts `targets`: (trained,). Trained tokens are ordered by view, row and place. positions:
+    (lines, length), each sequence from 0, if some lines hold several sequences.
     """
 
     rows: np.ndarray
     input_ids: Tensor
     index: Tensor
     targets: Tensor
+    positions: Tensor | None
     spans: dict[str, slice]
     masks: dict[str, Tensor]
     tokens: int
@@ -155,32 +168,61 @@ class Micro:
         return zeros.masked_scatter(mask.bool(), values[self.spans[view]])
 
 
-def micro_of(views: dict[str, View], rows: np.ndarray, device: str | torch.device = "cpu") -> Micro:
-    """Build the micro-batch of these rows."""
+def micro_of(
+    views: dict[str, View], rows: np.ndarray, device: str | torch.device = "cpu", pack: bool = False
+) -> Micro:
+    """Build the micro-batch of these rows. pack: short sequences may share lines."""
     import torch
 
     chosen = [(name, view, _ranges(view.row_bounds, rows)) for name, view in views.items()]
-    longest = max(int(np.diff(view.bounds)[sequences].max(initial=1)) for _, view, sequences in chosen)
-    total = sum(len(sequences) for _, _, sequences in chosen)
-    ids = np.zeros((total, longest), np.int64)
-    index, targets, spans, masks = [], [], {}, {}
-    first = done = tokens = 0
+    lengths = np.concatenate([np.diff(view.bounds)[sequences] for _, view, sequences in chosen])
+    starts, shape = _layout(lengths, pack)
+    ids, positions = np.zeros(shape, np.int64).reshape(-1), np.tile(np.arange(shape[1]), shape[0])
+    cells = np.repeat(starts, lengths) + _steps(lengths)
+    ids[cells] = np.concatenate(
+        [view.tokens[_ranges(view.bounds, sequences)] for _, view, sequences in chosen]
+    )
+    positions[cells] = _steps(lengths)
+    index, spans, masks = [], {}, {}
+    first = done = 0
     for name, view, sequences in chosen:
-        lengths = np.diff(view.bounds)[sequences]
-        lines = first + np.arange(len(sequences))
-        ids[np.repeat(lines, lengths), _steps(lengths)] = view.tokens[_ranges(view.bounds, sequences)]
         counts = np.diff(view.target_bounds)[sequences]
         places = view.targets[_ranges(view.target_bounds, sequences)]
-        owners = np.repeat(lines, counts)
-        index.append(owners * longest + places - 1)
-        targets.append(ids[owners, places])
+        index.append(np.repeat(starts[first : first + len(sequences)], counts) + places - 1)
         spans[name] = slice(done, done + len(places))
         masks[name] = torch.from_numpy(_mask(view, rows, counts)).to(device)
-        first, done, tokens = first + len(sequences), done + len(places), tokens + int(lengths.sum())
-    flat = [
-        torch.from_numpy(array).to(device) for array in (ids, np.concatenate(index), np.concatenate(targets))
-    ]
-    return Micro(rows, flat[0], flat[1], flat[2], spans, masks, tokens)
+        first, done = first + len(sequences), done + len(places)
+    predicting = np.concatenate(index)
+    arrays = (ids.reshape(shape), predicting, ids[predicting + 1], positions.reshape(shape))
+    matrix, places, targets, positioned = (torch.from_numpy(array).to(device) for array in arrays)
+    shared = shape[0] < len(lengths)
+    return Micro(
+        rows, matrix, places, targets, positioned if shared else None, spans, masks, int(lengths.sum())
+    )
+
+
+def _layout(lengths: np.ndarray, pack: bool) -> tuple[np.ndarray, tuple[int, int]]:
+    """Where each sequence starts in the flattened matrix, and the matrix's shape: a line each, or, if that wastes more
+    than a tenth, shared lines of up to twice the longest, whichever length makes the smallest matrix."""
+    longest = int(lengths.max(initial=2))
+    best = np.arange(len(lengths)), np.zeros(len(lengths), np.int64), (len(lengths), longest)
+    for factor in (1.0, 1.25, 1.5, 2.0) if pack else ():
+        if lengths.sum() > (1 - TENTH) * best[2][0] * best[2][1]:
+            break
+        found = _share_lines(lengths, int(factor * longest))
+        best = min(best, found, key=lambda layout: layout[2][0] * layout[2][1])
+    lines, offsets, shape = best
+    return lines * shape[1] + offsets, shape
+
+
+def _share_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Each sequence, longest first, in the first line with room: its line, its offset, and the matrix's shape."""
+    lines, offsets, filled = (np.zeros(len(lengths), np.int64) for _ in range(3))
+    for item in np.argsort(-lengths, kind="stable"):
+        line = int(np.argmax(filled + lengths[item] <= room))
+        lines[item], offsets[item] = line, filled[line]
+        filled[line] += lengths[item]
+    return lines, offsets, (int(np.count_nonzero(filled)), int(filled.max()))
 
 
 def dummy(device: str | torch.device = "cpu") -> Micro:
@@ -188,7 +230,7 @@ def dummy(device: str | torch.device = "cpu") -> Micro:
     import torch
 
     zero = torch.zeros(1, dtype=torch.long, device=device)
-    return Micro(np.empty(0, np.int64), zero.new_zeros((1, 2)), zero, zero, {}, {}, 0)
+    return Micro(np.empty(0, np.int64), zero.new_zeros((1, 2)), zero, zero, None, {}, {}, 0)
 
 
 def columns_of(examples: Examples, micro: Micro) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfloop.actors.logprobs import prove_head
 from selfloop.actors.trainstate import Folder, fingerprint, read_json, unpack_state
 from selfloop.actors.zero import Sharded
 
@@ -33,7 +32,6 @@ class Held:
     masters: Any = None
     moments: Any = None
     stepped: bool = False
-    proven: bool = False
     built: Sharded | None = None
 
     @property
@@ -68,9 +66,6 @@ class Held:
         self.served = served
         if masters or model.stage == 0:
             self.masters = whole if masters else served
-        if not self.proven:
-            prove_head(model.module, model.device)
-            self.proven = True
 
     def load_moments(self, work: TrainWork) -> dict[str, Tensor]:
         """A fresh optimizer, or the moments in the start's state. Returns the objective's running state, kept there."""

@@ -128,9 +128,14 @@ class PolicyModule(nn.Module):
 
         head.forward = forward
 
-    def forward(self, input_ids: Tensor, index: Tensor, targets: Tensor) -> Tensor:
-        """(trained,) log-probs of `targets`, each predicted at its place `index` of the flattened input."""
-        states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    def forward(
+        self, input_ids: Tensor, index: Tensor, targets: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
+        """(trained,) log-probs of `targets`, each predicted at its place `index` of the flattened input. positions: of the
+        tokens, if lines hold several sequences; these do not see each other."""
+        states = self.model.base_model(
+            input_ids=input_ids, position_ids=positions, use_cache=False
+        ).last_hidden_state
         hidden = states.reshape(-1, states.shape[-1]).index_select(0, index)
         return self.model.get_output_embeddings()(hidden, targets)
 
@@ -143,15 +148,22 @@ def logit_scale(config: Any) -> tuple[float, float | None]:
     )
 
 
-def prove_head(module: PolicyModule, device: str | torch.device) -> None:
-    """Raise TrainerError unless our log-probs are those of the model's own forward, on a few tokens."""
+def prove_head(module: PolicyModule, device: str | torch.device) -> bool:
+    """Raise TrainerError unless our log-probs are those of the model's own forward, on a few tokens. Returns whether
+    sequences that share a line keep apart, which not every architecture's attention sees to."""
     size = min(module.model.config.get_text_config().vocab_size, 97)
-    tokens = (torch.arange(8, device=device) * 31 % size)[None]
+    tokens, index = (torch.arange(8, device=device) * 31 % size)[None], torch.arange(7, device=device)
+    positions = torch.arange(8, device=device).repeat(2)[None]
     with torch.no_grad():
         own = module.model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
         wanted = own[0, :-1].gather(-1, tokens[0, 1:, None]).squeeze(-1)
-        found = module(tokens, torch.arange(7, device=device), tokens[0, 1:])
-    limit = 1e-3 if next(module.parameters()).dtype == torch.float32 else 0.1
+        found = module(tokens, index, tokens[0, 1:])
+        shared = [
+            module(torch.cat([before, tokens], 1), index + 8, tokens[0, 1:], positions)
+            for before in (tokens.flip(1), tokens)
+        ]
+    share = 1e-3 if next(module.parameters()).dtype == torch.float32 else 0.1
+    limit = share * max(1.0, float(wanted.abs().max()))
     gap = float((wanted - found).abs().max())
     if not gap <= limit:
         raise TrainerError(
@@ -159,3 +171,4 @@ def prove_head(module: PolicyModule, device: str | torch.device) -> None:
             f"(limit {limit}). Its head does something to the logits that Selfloop does not know, so training would be "
             "wrong. Use another architecture, or report this one"
         )
+    return torch.equal(*shared) and bool((shared[0] - found).abs().max() <= limit)

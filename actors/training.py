@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -124,24 +125,21 @@ class Trainable:
 
     def micros(self, rows: np.ndarray) -> list[Micro]:
         """This rank's micro-batches of a step, dummies last."""
-        lengths, sequences = self._sizes
-        parts = cut(lengths[rows], sequences[rows], self.budget, self.ranks.world)
-        device = self.model.device
+        lengths, sequences, tokens = (size[rows] for size in self._sizes)
+        pack, device = bool(self.model.packs), self.model.device
+        parts = cut(lengths, sequences, self.budget, self.ranks.world, tokens if pack else None)
         return [
-            dummy(device) if part is None else micro_of(self.examples.views, rows[part], device)
+            dummy(device) if part is None else micro_of(self.examples.views, rows[part], device, pack)
             for part in deal(parts, self.ranks.rank, self.ranks.world)
         ]
 
-    @property
-    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """(rows,) longest sequence, and number of sequences, over all views."""
-        kept = self.__dict__.get("_kept")
-        if kept is None:
-            views = list(self.examples.views.values())
-            longest = np.max([view.lengths() for view in views], axis=0)
-            kept = longest, np.sum([np.diff(view.row_bounds) for view in views], axis=0)
-            self.__dict__["_kept"] = kept
-        return kept
+    @cached_property
+    def _sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rows,) longest sequence, number of sequences, and tokens, over all views."""
+        views = list(self.examples.views.values())
+        longest = np.max([view.lengths() for view in views], axis=0)
+        count = np.sum([np.diff(view.row_bounds) for view in views], axis=0)
+        return longest, count, np.sum([view.totals() for view in views], axis=0)
 
     def add_scores(self, name: str, *, live: bool) -> None:
         """One pass over all rows, in the micro-batches of the first epoch: log-probs under the weights now loaded, kept
@@ -151,7 +149,7 @@ class Trainable:
         for _, rows in self.plan.seen()[int(live) :]:
             for micro in self.micros(rows):
                 with torch.no_grad():
-                    logprobs = self.model.logprobs(micro.input_ids, micro.index, micro.targets)
+                    logprobs = self.model.logprobs(micro)
                 self._put(found, micro, logprobs)
         for view, values in found.items():
             self.examples.values[view, name] = self.ranks.add(values)
@@ -187,7 +185,7 @@ class Trainable:
         sums = self._sums(micros)
         mine, seen = StepFigures(), []
         for micro in micros:
-            logprobs = self.model.logprobs(micro.input_ids, micro.index, micro.targets)
+            logprobs = self.model.logprobs(micro)
             loss = self._loss(micro, logprobs, counts, sums, mine)
             if self.live:
                 seen.append((micro, logprobs.detach()))
@@ -229,7 +227,7 @@ class Trainable:
         error: SelfloopError | None = None
         for micro in micros:
             with torch.no_grad():
-                logprobs = self.model.logprobs(micro.input_ids, micro.index, micro.targets)
+                logprobs = self.model.logprobs(micro)
             if not len(micro.rows) or error is not None:
                 continue
             batch = {**self._batch(micro, logprobs), **self._state_columns(micro)}
@@ -345,12 +343,16 @@ def target_places(view: View, rows: np.ndarray) -> np.ndarray:
 def score(model: Sharded, ranks: Ranks, view: View, budget: int) -> list[list[float]]:
     """Log-probs of each sequence's trained tokens, without gradient."""
     lengths, rows = view.lengths(), np.arange(len(view.row_bounds) - 1)
-    parts = cut(lengths, np.ones_like(lengths), budget, ranks.world)
+    parts = cut(lengths, np.ones_like(lengths), budget, ranks.world, lengths if model.packs else None)
     found = np.zeros(len(view.targets), np.float32)
     for part in deal(parts, ranks.rank, ranks.world):
-        micro = dummy(model.device) if part is None else micro_of({"": view}, rows[part], model.device)
+        micro = (
+            dummy(model.device)
+            if part is None
+            else micro_of({"": view}, rows[part], model.device, bool(model.packs))
+        )
         with torch.no_grad():
-            logprobs = model.logprobs(micro.input_ids, micro.index, micro.targets)
+            logprobs = model.logprobs(micro)
         if part is not None:
             found[target_places(view, part)] = logprobs.float().cpu().numpy()
     found = ranks.add(found)

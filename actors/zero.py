@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from selfloop.actors.logprobs import PolicyModule
+from selfloop.actors.logprobs import PolicyModule, prove_head
 from selfloop.workflows.errors import TrainerError
 
 if TYPE_CHECKING:
+    from selfloop.actors.batching import Micro
     from selfloop.actors.trainer import TrainerSpec
 
 __all__ = ["MOMENTS", "Sharded", "join_group"]
@@ -81,6 +82,7 @@ class Sharded:
         self.device = torch.device(spec.device)
         self.stage = max(spec.zero, 1) if spec.dtype == "bfloat16" else spec.zero
         self.norm: Tensor | None = None
+        self.packs: bool | None = None
         module = PolicyModule(self._build())
         self.tied = bool(getattr(module.model.config, "tie_word_embeddings", False))
         optimizer = self._optimizer(module)
@@ -152,9 +154,9 @@ class Sharded:
 
     # ---- one optimizer step
 
-    def logprobs(self, input_ids: Tensor, index: Tensor, targets: Tensor) -> Tensor:
+    def logprobs(self, micro: Micro) -> Tensor:
         """(trained,) log-probs, float32."""
-        return self.engine(input_ids, index, targets)
+        return self.engine(micro.input_ids, micro.index, micro.targets, micro.positions)
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients. DeepSpeed averages over ranks; the loss is a sum over them, hence the factor."""
@@ -245,6 +247,8 @@ class Sharded:
                     param.data.copy_(value)
         if self.stage == 3 and self.optimizer.persistent_parameters:
             self.optimizer.persistent_parameters[0].all_gather(self.optimizer.persistent_parameters)
+        if self.packs is None:
+            self.packs = prove_head(self.module, self.device)
 
     def served(self) -> Iterator[tuple[str, Tensor]]:
         """(name, full tensor on the CPU, in serving precision). All ranks must take all of them."""

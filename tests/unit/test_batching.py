@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from selfloop.actors.batching import Plan, columns_of, cut, deal, micro_of, waste_of
 from selfloop.actors.examples import examples_of
@@ -117,6 +118,33 @@ def test_a_micro_batch_holds_all_views_in_one_matrix():
         ids = sorted_rows[row]["rejected_ids"]
         assert spread[line, : len(ids)].tolist() == ids
         assert micro.masks["rejected"][line].sum() == len(ids)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_short_sequences_share_lines_without_overlap(seed: int):
+    examples = examples_of(pair_rows(16, seed=seed, longest=60), DPO())
+    rows = np.random.default_rng(seed).permutation(16)
+    plain, packed = (micro_of(examples.views, rows, pack=pack) for pack in (False, True))
+    assert packed.input_ids.numel() <= plain.input_ids.numel()
+    assert packed.tokens == plain.tokens
+    assert packed.targets.tolist() == plain.targets.tolist()
+    assert packed.positions is not None
+    assert int((packed.input_ids > 0).sum()) == packed.tokens
+    assert 1 - packed.tokens / packed.input_ids.numel() < 0.15
+    flat, positions = packed.input_ids.reshape(-1), packed.positions.reshape(-1)
+    assert torch.equal(flat[packed.index + 1], packed.targets)
+    assert torch.equal(positions[packed.index + 1], positions[packed.index] + 1)
+    for view in ("chosen", "rejected"):
+        assert torch.equal(packed.masks[view], plain.masks[view])
+
+
+def test_pairs_of_unlike_sides_waste_less_than_a_tenth():
+    rng = np.random.default_rng(0)
+    sides = rng.lognormal(4.0, 1.0, (2, 256)).astype(int).clip(2, 1500)
+    lengths, tokens, two = sides.max(0), sides.sum(0), np.full(256, 2)
+    parts = cut(lengths, two, 8192, tokens=tokens)
+    assert waste_of(parts, lengths, two, tokens) < 0.1
+    assert len(parts) <= 2 * tokens.sum() / 8192 + 10
 
 
 def test_columns_of_a_micro_batch():
