@@ -230,6 +230,7 @@ def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
     """Run a checked config."""
     from selfloop.workflows.config_file import find_recipe
     from selfloop.workflows.report.console import Console
+    from selfloop.workflows.trackers import read_metrics
 
     recipe = find_recipe(config.recipe)
     title = f"{recipe.title} ({recipe.paper})" if recipe and recipe.title else config.recipe
@@ -247,6 +248,7 @@ def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
         )
         for note in notes:
             console.line(f"Note: {note}.")
+        console.earlier(read_metrics(folder))
         from selfloop.workflows.flow.loop import run as run_loop
 
         run_loop(config, folder, console)
@@ -296,9 +298,7 @@ def outcomes(debug: bool, folder: Path | None = None) -> Generator[None]:
 
 def failure(error: BaseException, folder: Path | None, again: str) -> str:
     """The message of a failed command; the traceback goes into the run folder."""
-    lines = [
-        f"Failed: {error}" if isinstance(error, SelfloopError) else f"Failed: {type(error).__name__}: {error}"
-    ]
+    lines = [f"Failed: {error}" if isinstance(error, SelfloopError) else f"Failed: {brief(error)}"]
     if folder is not None and folder.is_dir():
         log = folder / "error.log"
         try:
@@ -311,6 +311,13 @@ def failure(error: BaseException, folder: Path | None, again: str) -> str:
     else:
         lines.append("  traceback:   run again with --debug")
     return "\n".join(lines)
+
+
+def brief(error: BaseException) -> str:
+    """An unexpected error in a line or two: Ray's errors hold the traceback of the actor, whose last line counts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{lines[0]} … {lines[-1]}" if len(lines) > 2 else " ".join(lines)
+    return f"{type(error).__name__}: {text}"
 
 
 def complain(text: str) -> None:

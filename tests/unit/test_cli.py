@@ -177,6 +177,10 @@ def test_unexpected_errors_name_their_type(monkeypatch: pytest.MonkeyPatch) -> N
     result = fail_with(ValueError("odd"), monkeypatch, made=False)
     assert result.exit_code == 1
     assert result.stderr == "Failed: ValueError: odd\n  traceback:   run again with --debug\n"
+    result = fail_with(
+        ValueError("ray::Rank.run()\n  File …\n  File …\nKeyError: 'x'\n"), monkeypatch, made=False
+    )
+    assert result.stderr.splitlines()[0] == "Failed: ValueError: ray::Rank.run() … KeyError: 'x'"
 
 
 def test_stopped_is_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -203,6 +207,13 @@ def test_a_terminated_run_stops_like_ctrl_c(tmp_path: Path) -> None:
 
 
 # again and resume
+
+
+def test_a_run_that_goes_on_tells_its_history(loops: list[tuple[Config, Path]], tmp_path: Path) -> None:
+    call("run", "c.yaml")
+    make_run(tmp_path / "runs" / "c", loops[0][0], 1)
+    (tmp_path / "runs" / "c" / "metrics.jsonl").write_text('{"iteration": 1, "heldout_accuracy": 0.5}\n')
+    assert "Going on. So far, after iteration 1: 50.0 %" in call("run", "c.yaml").stdout
 
 
 def make_run(folder: Path, config: Config, iterations: int) -> None:

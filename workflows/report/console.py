@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -85,7 +85,9 @@ class Console:
 
     def __enter__(self) -> Self:
         if self.is_live:
-            self.drawing = Live(self.render(), console=self.terminal, refresh_per_second=4, transient=True)
+            self.drawing = Live(
+                console=self.terminal, get_renderable=self.render, refresh_per_second=4, transient=True
+            )
             self.drawing.start()
         return self
 
@@ -93,6 +95,13 @@ class Console:
         if self.drawing is not None:
             self.drawing.stop()
             self.drawing = None
+
+    def earlier(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """The metrics of a run that goes on, so that gains are told from its beginning."""
+        self.history = {int(metrics["iteration"]): dict(metrics) for metrics in history}
+        if self.history:
+            last = max(self.history)
+            self.line(f"Going on. So far, {curve.sentence(last, self.history[last])}")
 
     def line(self, text: str) -> None:
         """Print one line, above the table where there is one."""
@@ -120,9 +129,8 @@ class Console:
         stage.rows, stage.total, stage.queued = rows, total, queued
         stage.tokens_per_s = tokens_per_s or (None if stage.done else stage.tokens_per_s)
         stage.done = stage.done or finished_now
-        if self.drawing is not None:
-            self.drawing.update(self.render())
-        elif (finished_now and not node.startswith(QUIET)) or time.monotonic() - stage.printed >= PLAIN_EVERY:
+        told = finished_now and not node.startswith(QUIET)
+        if self.drawing is None and (told or time.monotonic() - stage.printed >= PLAIN_EVERY):
             stage.printed = time.monotonic()
             self.line(self.plain(node, stage))
 
@@ -139,8 +147,6 @@ class Console:
         self.history[index] = dict(metrics)
         self.stages = {}
         self.line(f"[{self.clock()}] {curve.sentence(index, metrics, before)}")
-        if self.drawing is not None:
-            self.drawing.update(self.render())
 
     def done(self, folder: object | None = None) -> None:
         """The run is complete: what it brought, and what to do next."""
@@ -170,7 +176,11 @@ class Console:
 
     def render(self) -> Group:
         """The live table: stages of the running iteration, then accuracy by iteration."""
-        return Group(self.stage_table(), self.history_table(), Text(f"{self.clock()} since the start"))
+        tables: list[Table | Text] = (
+            [self.stage_table()] if self.stages else [Text(f"iteration {self.current()}: starting …")]
+        )
+        tables += [self.history_table()] if self.history else []
+        return Group(*tables, Text(f"{self.clock()} since the start"))
 
     def stage_table(self) -> Table:
         table = Table(box=None, pad_edge=False, title=f"iteration {self.current()}", title_justify="left")
