@@ -56,6 +56,9 @@ class FakeTrainer:
         """A number in [0, 1) that depends on the tokens of a row."""
         return [sum(head + tail) * 37 % 101 / 101 for head, tail in zip(contexts, targets, strict=True)]
 
+    def values(self, folder: str, contexts: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
+        return [[token % 7 / 7 for token in ids] for ids in targets]
+
     def weights(self) -> tuple[dict[str, str], Iterator[tuple[str, Tensor]]]:
         """Receipt and tensors of the folder last made."""
         return receipt_of(folder_tensors(self.folder, "float32")), folder_tensors(self.folder, "float32")

@@ -26,23 +26,22 @@ class Scorer:
     def __init__(self, trainer: TrainerRank | FakeTrainer):
         self.trainer = trainer
 
-    async def logprobs(
-        self, folder: str, contexts: list[list[int]], targets: list[list[int]]
-    ) -> list[list[float]]:
-        return self.trainer.logprobs(folder, contexts, targets)
-
-    async def rewards(self, folder: str, contexts: list[list[int]], targets: list[list[int]]) -> list[float]:
-        return rewards_of(self.trainer, folder, contexts, targets)
+    async def measure(
+        self, what: str, folder: str, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[Any]:
+        return measure(self.trainer, what, folder, contexts, targets)
 
 
-def rewards_of(trainer: Any, folder: str, contexts: list[list[int]], targets: list[list[int]]) -> list[float]:
-    """A reward a row, by a trainer that can hold a scalar head."""
-    if not hasattr(trainer, "rewards"):
+def measure(
+    trainer: Any, what: str, folder: str, contexts: list[list[int]], targets: list[list[int]]
+) -> list[Any]:
+    """What a trainer's forward gives of targets after contexts: its method `what`."""
+    if not hasattr(trainer, what):
         raise TrainerError(
-            "measure(…, 'rewards') needs a model with a scalar head, and this trainer holds none yet. Judge with a prompt or "
-            "a rule instead"
+            f"measure(…, {what!r}) needs a model with a scalar head, and this trainer holds none yet. Judge with a prompt "
+            "or a rule instead"
         )
-    return trainer.rewards(folder, contexts, targets)
+    return getattr(trainer, what)(folder, contexts, targets)
 
 
 class Rank:

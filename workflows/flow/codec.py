@@ -29,7 +29,12 @@ class Codec:
         self.hash = hashlib.sha256(f"{template}\x1f{vocabulary}".encode()).hexdigest()[:16]
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of the messages with the header of the assistant's turn at the end."""
+        """Tokens of the messages with the header of the assistant's turn at the end.
+
+        One message of the role `plain` is text for a base model to go on with: no template, no header.
+        """
+        if len(messages) == 1 and messages[0]["role"] == "plain":
+            return self.tokenizer.encode(messages[0]["content"], add_special_tokens=False)
         return self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
         )

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from selfloop.actors.engines import Engine
-from selfloop.actors.ranks import rewards_of
+from selfloop.actors.ranks import measure
 from selfloop.workflows.flow.codec import Codec
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.graph import Graph
@@ -114,10 +114,7 @@ class InProcess:
     def __init__(self, trainer: Any):
         self.trainer = trainer
 
-    async def logprobs(
-        self, folder: str, contexts: list[list[int]], targets: list[list[int]]
-    ) -> list[list[float]]:
-        return self.trainer.logprobs(folder, contexts, targets)
-
-    async def rewards(self, folder: str, contexts: list[list[int]], targets: list[list[int]]) -> list[float]:
-        return rewards_of(self.trainer, folder, contexts, targets)
+    async def measure(
+        self, what: str, folder: str, contexts: list[list[int]], targets: list[list[int]]
+    ) -> list[Any]:
+        return measure(self.trainer, what, folder, contexts, targets)

@@ -17,6 +17,7 @@ from selfloop.workflows.flow.edit import Edit, Recontext
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node, Training
 from selfloop.workflows.flow.grow import Accept, Gate, Pool
 from selfloop.workflows.flow.judging import JudgeBy, JudgeRule
+from selfloop.workflows.flow.measure import Measure, Measured
 from selfloop.workflows.flow.ops import PROMPT_COLUMNS, Op, Source
 from selfloop.workflows.flow.play import Play, Program
 from selfloop.workflows.judges.base import Judge, PromptJudge, Verifier
@@ -84,10 +85,13 @@ class Stream:
         return self.builder.stream(op, (self, *others), name, model.ref if model else None)
 
     def sample(self, model: Model, n: int = 1, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
-               max_tokens: int | None = None, stop: tuple[str, ...] = (), name: str | None = None) -> Stream:  # fmt: skip
-        """n responses of the model to every prompt. max_tokens: default `generator.max_tokens` of the config."""
+               max_tokens: int | None = None, stop: tuple[str, ...] = (), reads: Iterable[str] = (),
+               show: Callable[[Row], list[Message]] | None = None, name: str | None = None) -> Stream:  # fmt: skip
+        """n responses of the model to every prompt. max_tokens: default `generator.max_tokens` of the config. show: other
+        messages to give the model, made of a row that has the columns `reads`; the prompt stays what it is."""
         limit = max_tokens or model.max_tokens
-        return self.add(ops.Sample(n, temperature, top_p, top_k, limit, stop), name=name, model=model)
+        op = ops.Sample(n, temperature, top_p, top_k, limit, stop, show, frozenset(reads))
+        return self.add(op, name=name, model=model)
 
     def demonstrate(self, tokens: Model, *, column: str = "answer", max_tokens: int | None = None,
                     name: str | None = None) -> Stream:  # fmt: skip
@@ -115,11 +119,11 @@ class Stream:
         """One number a row, by a function of the prompt group's rows and a seeded generator."""
         return self.add(ops.Score(function, column, frozenset(reads)), name=name)
 
-    def measure(self, model: Model, what: Literal["logprobs", "rewards"] = "logprobs", *, under: str = "response",
+    def measure(self, model: Model, what: Measured = "logprobs", *, under: str = "response",
                 column: str | None = None, name: str | None = None) -> Stream:  # fmt: skip
-        """Log-probs of given tokens under a model, or its reward at the last one, by the trainer's forward. The column is
-        `measured_logprobs` or `measured_rewards` if not named."""
-        return self.add(ops.Measure(what, under, column or f"measured_{what}"), name=name, model=model)
+        """Log-probs of given tokens under a model, or values and rewards of one with a scalar head, by the trainer's forward.
+        The column is `measured_logprobs`, … if not named."""
+        return self.add(Measure(what, under, column or f"measured_{what}"), name=name, model=model)
 
     def keep(self, rule: GroupRule, *, name: str | None = None) -> Stream:
         """The rows a rule keeps of each prompt group."""
@@ -170,11 +174,10 @@ class Stream:
         )
         return self.add(op, *([beside] if beside else []), name=name, model=model)
 
-    def gather(
-        self, function: Callable[..., pa.Table], *, reads: Iterable[str] = (), name: str | None = None
-    ) -> Stream:
-        """A function of the whole stream (a barrier)."""
-        return self.add(ops.Gather(function, frozenset(reads)), name=name)
+    def gather(self, function: Callable[..., pa.Table], *, adds: Iterable[str] = (), reads: Iterable[str] = (),
+               name: str | None = None) -> Stream:  # fmt: skip
+        """A function of the whole stream (a barrier): `function(table, rng)`. `adds`: columns that its table has more."""
+        return self.add(ops.Gather(function, frozenset(reads), frozenset(adds)), name=name)
 
     def merge(self, *others: Stream, name: str | None = None) -> Stream:
         """Join streams of the same prompts inside each prompt group."""
