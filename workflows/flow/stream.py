@@ -270,6 +270,12 @@ class Iteration:
         """This iteration's prompts: `prompts.per_iteration` along a seeded permutation, going on where the last one stopped."""
         return self.source("prompts", name)
 
+    @property
+    def prompt_count(self) -> int:
+        """How many prompts `prompts()` takes."""
+        info = self.sources["prompts"]
+        return info.per_iteration or info.rows
+
     def verifier(self) -> Verifier:
         """The configured checker of answers (`judge` in the config, else the source's own)."""
         if self.checker is None:
