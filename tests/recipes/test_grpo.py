@@ -11,7 +11,8 @@ import pytest
 
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.objectives.policy_gradient import GRPO
-from selfloop.workflows.recipes.grpo import VARIANTS, Advantages, GroupRelative, Groups, Rewards
+from selfloop.workflows.recipes.group_rules import Advantages, Groups, Rewards
+from selfloop.workflows.recipes.grpo import VARIANTS, GroupRelative
 
 from .runs import fake_trainer, graph_of, pocket_config, real_trainer, rows_of, run_recipe, trained_rows
 
@@ -76,7 +77,8 @@ def test_dynamic_sampling_looks_at_accuracy_not_at_the_shaped_reward() -> None:
     rewards = Rewards(values=(-1.0, 1.0), longest=20, share=0.2)(rows, RNG)
     assert len(set(rewards)) == 3 and Groups(dynamic=True)(rows, RNG) == []
     graph = graph_of(pocket_config("grpo", {"variant": "dapo"}), 1)
-    assert graph.nodes["keep"].inputs == ("judge",) and graph.nodes["reward"].inputs == ("keep",)
+    assert "reward" not in graph.nodes["grow/round-1/keep"].columns
+    assert graph.nodes["reward"].inputs == ("grow/pool",)
 
 
 def test_unread_answers_are_wrong_and_broken_verdicts_are_left_out() -> None:
@@ -102,7 +104,7 @@ def test_variants_fill_in_what_is_not_given() -> None:
         "dapo",
         (-1.0, 1.0),
     )
-    assert dapo.dynamic and dapo.length_share == 0.2 and dapo.kl == 0 and dapo.scale
+    assert dapo.rounds == 10 and dapo.length_share == 0.2 and dapo.kl == 0 and dapo.scale
     assert not dr.scale and dr.aggregation == "dr_grpo" and dr.truncated == "wrong" and dr.kl == 0
     assert GroupRelative(variant="dapo", epsilon_high=0.25).epsilon_high == 0.25
     with pytest.raises(ValueError, match="grpo"):
@@ -153,8 +155,21 @@ def test_groups_survive_batches_and_their_advantages_sum_to_nothing(variant: str
             assert variant != "dapo" or 0 < sum(scores) < 6
             best = max(rows, key=lambda one: one["reward"])
             assert best["advantages"] == max(one["advantages"] for one in rows)
-    kept, judged = (rows_of(tmp_path / "run", 1, node) for node in ("keep", "judge"))
-    assert len(judged) == 24 * 6 and (len(kept) < len(judged)) == (variant == "dapo")
+
+
+def test_dynamic_sampling_takes_more_prompts_until_the_batch_is_full(tmp_path: Path) -> None:
+    prompts = {"heldout": 8, "per_iteration": 8, "options": {"size": 400}}
+    config = pocket_config("grpo", {"variant": "dapo", "samples": 3, "rounds": 5}, prompts=prompts)
+    trainer = fake_trainer(config)
+    run_recipe(config, tmp_path / "run", trainer=trainer)
+    for index, work in enumerate(trainer.works, 1):
+        rounds = [rows_of(tmp_path / "run", index, f"grow/round-{number}/judge") for number in range(1, 6)]
+        kept = [rows_of(tmp_path / "run", index, f"grow/round-{number}/keep") for number in range(1, 6)]
+        needed = next(n for n in range(1, 6) if sum(map(len, kept[:n])) >= 8 * 3)
+        assert [len(rows) for rows in rounds] == [8 * 3] * needed + [0] * (5 - needed) and needed > 1
+        surplus = [row["prompt_id"] for rows in kept for row in rows][8 * 3 :]
+        trained = {row["prompt_id"] for row in trained_rows(work)}
+        assert len(trained) == 8 and work.table.num_rows == 8 * 3 and not trained & set(surplus)
 
 
 def test_prompts_all_right_leave_nothing_to_learn_and_the_run_says_so(tmp_path: Path) -> None:
