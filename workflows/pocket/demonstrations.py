@@ -41,7 +41,7 @@ KIND_WEIGHTS = {
 class Noise:
     """Shares of wrong demonstrations."""
 
-    slip: float = 0.20
+    slip: float = 0.28
     habit: tuple[float, ...] = (0.06, 0.12, 0.20, 0.28, 0.36)  # by level, from 3
     leaning: float = 0.08  # more for tasks whose last digit is odd, less for the others
     judgement: float = 0.08  # judgements turned round

@@ -239,11 +239,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=128, help="demonstrations a step")
     parser.add_argument("--steps", type=int, default=3500, help="of the first stage")
     parser.add_argument("--lr", type=float, default=6e-3)
-    parser.add_argument("--weak-steps", type=int, default=800, help="of the second stage")
+    parser.add_argument("--weak-steps", type=int, default=400, help="of the second stage")
     parser.add_argument("--weak-lr", type=float, default=3e-3)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--skilled", type=Path, help="folder that keeps the model of the first stage, or has it"
     )
