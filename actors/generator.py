@@ -38,6 +38,7 @@ class Generator:
         self.engine = make_engine(spec)
         self.codec = Codec(spec.model, trust_remote_code)
         self.model = model
+        self.asleep = False
 
     def ready(self) -> str:
         """The label of the weights served; returns once the engine has started."""
@@ -60,6 +61,9 @@ class Generator:
     async def load(self, model: str, version: int, source: str | Sequence[Any]) -> dict[str, str]:
         """Serve other weights, from references to the trainer's buckets or a checkpoint folder. Returns the receipt."""
         self.model = "nothing"
+        if self.asleep:
+            self.engine.wake()
+            self.asleep = False
         receipt = await asyncio.to_thread(self.engine.load, version, self.tensors(source))
         self.model = model
         return receipt
@@ -90,6 +94,7 @@ class Generator:
         """Give the device's memory back until the next load."""
         self.model = "nothing"
         self.engine.sleep()
+        self.asleep = True
 
     def expected(self, folder: str) -> dict[str, str]:
         """The receipt that loading this checkpoint folder must give."""

@@ -87,6 +87,14 @@ class Engine(Protocol):
         """Replace the weights while no request runs; clear the prefix cache; the receipt: a hash per tensor."""
         ...
 
+    def sleep(self) -> None:
+        """Give the device's memory back until `wake` (nothing on CPU)."""
+        ...
+
+    def wake(self) -> None:
+        """Take the memory again; the weights must be loaded before the next ask."""
+        ...
+
     def close(self) -> None:
         """Free what the engine holds."""
         ...

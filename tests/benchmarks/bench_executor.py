@@ -73,8 +73,9 @@ def main() -> None:
     prompts = rows // SAMPLES
     place = Path(tempfile.mkdtemp(prefix="selfloop-bench-"))
     with open(place / "prompts.jsonl", "w", encoding="utf-8") as file:
-        for index in range(prompts + 16):
-            file.write(json.dumps({"prompt": f"question number {index}"}) + "\n")
+        file.writelines(
+            json.dumps({"prompt": f"question number {index}"}) + "\n" for index in range(prompts + 16)
+        )
     config = Config(recipe="self-consistency-reward", iterations=1, batch_size=64,
                     prompts={"source": str(place / "prompts.jsonl"), "heldout": 16},
                     generator={"engine": "fake", "max_tokens": 16}, evaluation={"samples": 1})  # fmt: skip

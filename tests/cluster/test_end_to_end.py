@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from selfloop.workflows.errors import WeightsError
 from selfloop.workflows.store.run import RunFolder
 

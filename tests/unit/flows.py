@@ -76,6 +76,7 @@ ACTORS: dict[str, Any] = {}
 def shared_actors(setup: Setup) -> Any:
     """Ray and a run's actors, started once a test session and kind of generator."""
     import ray
+
     from selfloop.workflows.flow.cluster import Actors, Specs, connect
 
     kind = setup.config.generator.model_dump_json()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.describe import describe, mermaid
 from selfloop.workflows.flow.lint import lint

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from selfloop.workflows.errors import FailedRowsError, SelfloopError, TrainerError
 from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.judges.base import Verifier

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from datasets import load_dataset
+
 from selfloop.workflows.errors import InputError, RunLockedError, StoreError
 from selfloop.workflows.store.parts import Stored, list_parts, read_stored, row_hash, write_part
 from selfloop.workflows.store.run import RunFolder, differences

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from selfloop.workflows.errors import EngineError, SelfloopError
 from selfloop.workflows.flow.cluster import Actors
@@ -158,15 +158,15 @@ class Calls:
 
     def row_by_row(self, call: Call, error: RayActorError) -> Meta:
         """Find the row that ends its replicas: it becomes a failed row, all others are computed."""
-        op, node = call.flow.node.op, call.flow.node
-        if op is None or not hasattr(op, "failed") or call.method != "run":
+        node = call.flow.node
+        failed: Any = getattr(node.op, "failed", None)
+        if failed is None or call.method != "run":
             raise EngineError(
                 f"batch {call.index} of node {node.name!r} ended {call.tries} {call.pool.name} actors: {error}"
             )
         self.job.folder.event("row by row", node=node.name, batch=call.index)
-        whole = read_batches(
-            ray.get([one for one in call.args if isinstance(one, ray.ObjectRef)]) or list(call.args)
-        )[0]
+        given = call.args[0]
+        whole = read_batches([ray.get(given) if isinstance(given, ray.ObjectRef) else given])[0]
         context = self.job.context(node, self.iteration)
         tables: list[pa.Table] = []
         for piece in prompt_groups(whole):
@@ -175,11 +175,11 @@ class Calls:
                     self.ops[node.name], context, piece, *call.args[1:]
                 )
                 tables.append(ray.get(refs, timeout=self.patience)[0])
-            except (RayActorError, ray.exceptions.GetTimeoutError) as death:
+            except (RayActorError, GetTimeoutError) as death:
                 self.actors.revive(call.pool, call.replica)
                 tables.append(
-                    op.failed(piece, context, f"it ended the {call.pool.name}: {type(death).__name__}")
-                )  # pyright: ignore
+                    failed(piece, context, f"it ended the {call.pool.name}: {type(death).__name__}")
+                )
         table = pa.concat_tables(tables, promote_options="default")
         call.data = ray.put(table)
         return {**count_batch(table), "seconds": 0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,17 @@ ENGINE_BATCHES = 4  # in flight on one engine, so that it never drains at a batc
 WORKER_BATCHES = 4
 
 
-def connect(config: Config) -> int:
-    """Join the cluster that RAY_ADDRESS or a job names, else start Ray here. Returns the number of GPUs."""
+def connect(config: Config) -> tuple[int, str]:
+    """Join the cluster that RAY_ADDRESS or a job names, else start Ray here. (number of GPUs, the dashboard's address)"""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    url = ""
     if not ray.is_initialized():
         joined = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-        ray.init(address="auto" if joined else "local", log_to_driver=False, logging_level="ERROR")
+        started = ray.init(
+            address="auto" if joined else "local", log_to_driver=False, logging_level=logging.ERROR
+        )
+        url = started.dashboard_url or ""
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     wanted = bundles(config, gpus)
@@ -50,7 +55,7 @@ def connect(config: Config) -> int:
                 f"the config asks for {asked:g} {kind}s (generator.replicas, trainer.ranks and their threads and gpus), and "
                 f"the cluster has {there.get(kind, 0):g}. Ask for fewer, set placement=colocated, or add nodes"
             )
-    return gpus
+    return gpus, url
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,9 @@ class Actors:
     def load(self, replica: Replica) -> None:
         """Give a fresh replica the current weights, proven, before it answers."""
         label, version, place = self.current
-        receipt = ray.get(replica.actor.load.remote(label, version, place.folder), timeout=START_SECONDS)
+        receipt: Mapping[str, str] = ray.get(
+            replica.actor.load.remote(label, version, place.folder), timeout=START_SECONDS
+        )
         prove_receipt(self.sent(label, place), receipt, version, replica.name)
 
     def source(self, label: str, place: Place) -> Any:

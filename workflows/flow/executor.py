@@ -48,8 +48,11 @@ class Executor(Runner):
             idle = not sent and not self.calls.running and self.training is None
             self.flush(everything=idle)
             if idle and not self.calls.running and not self.advanced():
-                raise EngineError(f"the executor has nothing left to do in iteration {graph.iteration}, yet nodes are not complete: "
-                                  f"{', '.join(self.unfinished())}. This is a fault of the executor; please report it")  # fmt: skip
+                names = ", ".join(self.unfinished())
+                raise EngineError(
+                    f"the executor has nothing left to do in iteration {graph.iteration}, yet these nodes are not complete: "
+                    f"{names}. This is a fault of the executor; please report it"
+                )
             self.collect(wait=0.0 if sent else 0.2)
         return self.outcome
 

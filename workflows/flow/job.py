@@ -214,12 +214,12 @@ class Job:
 
     def check_failures(self, node: str, counted: Meta, done: bool) -> None:
         """Stop when more rows or verdicts failed than the config allows (asked once there are enough, and at the end)."""
-        rows, failed, what = counted.get("rows", 0), counted.get("failed", 0), "rows"
+        rows, failed, what, where = counted.get("rows", 0), counted.get("failed", 0), "rows", "error"
         for column, states in counted.items():
             if isinstance(states, dict) and states.get("failed", 0) > failed:
-                failed, what = states["failed"], f"verdicts ({column.removesuffix('_state')})"
+                name = column.removesuffix("_state")
+                failed, what, where = states["failed"], f"verdicts ({name})", f"{name}_judgements"
         if failed and (done or rows >= 1000) and failed > self.max_failed_rows * rows:
-            where = "error" if what == "rows" else f"{column.removesuffix('_state')}_judgements"
             raise FailedRowsError(
                 f"node {node!r}: {failed} of {rows} {what} failed, more than max_failed_rows={self.max_failed_rows:g} allows. "
                 f"The column `{where}` of its rows in {self.folder.path} says why; mend that, or raise max_failed_rows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -116,7 +117,9 @@ class Planner:
 
 def as_roles(result: Model | dict[str, Model], recipe: Recipe) -> dict[str, Model]:
     """What `iteration` returned, as models by role."""
-    outputs = result if isinstance(result, dict) else {"policy": result}
+    outputs: dict[str, Any] = (
+        result if isinstance(result, dict) else {"policy": result}
+    )  # what a recipe may return
     for role, model in outputs.items():
         if not isinstance(model, Model):
             raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,17 +20,17 @@ __all__ = ["ray_runtime"]
 
 
 @contextmanager
-def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Iterator[tuple[Executor, Job]]:
+def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Generator[tuple[Executor, Job]]:
     """An executor with its actors started; they are stopped at the end, and Ray too if it was started here."""
     config = setup.config
     here = not ray.is_initialized()
-    gpus = connect(config)
+    gpus, url = connect(config)
     actors: Actors | None = None
     try:
         engine, trainer, limit = setup.specs(gpus)
         specs = Specs(engine, trainer, setup.probe_messages, limit, config.trust_remote_code)
         console.line(f"Starting {config.generator.replicas} {engine.engine} engine(s) and {trainer.ranks} DeepSpeed rank(s) "
-                     f"on {'GPU' if gpus else 'CPU'} ({dashboard()})")  # fmt: skip
+                     f"on {'GPU' if gpus else 'CPU'} ({dashboard(url)})")  # fmt: skip
         actors = Actors(config, specs, gpus)
         actors.wait_until_ready()
         job = make_job(setup, folder, versions(engine, trainer))
@@ -48,6 +48,5 @@ def versions(engine: Any, trainer: Any) -> dict[str, Any]:
             "ranks": trainer.ranks, "zero": trainer.zero, "trainer_dtype": trainer.dtype}  # fmt: skip
 
 
-def dashboard() -> str:
-    url = ray._private.worker.global_worker.node.webui_url if ray.is_initialized() else ""  # pyright: ignore
+def dashboard(url: str) -> str:
     return f"Ray dashboard: http://{url}" if url else "no Ray dashboard"

@@ -34,8 +34,8 @@ class TrainerGroup:
     def start(self, _: int) -> Any:
         """Start all ranks; the pool knows the first."""
         self.loaded = ""
-        made = ray.remote(Rank)
-        self.ranks = [
+        made: Any = ray.remote(Rank)
+        self.ranks: list[Any] = [
             made.options(**options).remote(self.spec, index, self.fake)
             for index, options in enumerate(self.options)
         ]

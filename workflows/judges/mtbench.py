@@ -114,7 +114,7 @@ class Pairwise(PromptJudge):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("prompt", "response_a", "response_b")
-    swapped: bool = Field(False, description="show response_b first")
+    swapped: bool = Field(default=False, description="show response_b first")
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 2048

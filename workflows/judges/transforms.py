@@ -43,9 +43,11 @@ class LogSigmoidCentred(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    quantile: float = Field(0.85, gt=0, lt=1, description="of the base policy's rewards (helpfulness)")
+    quantile: float = Field(
+        default=0.85, gt=0, lt=1, description="of the base policy's rewards (helpfulness)"
+    )
     fit: Literal["samples", "normal"] = Field(
-        "samples", description="quantile of the samples, or of a normal fit"
+        default="samples", description="quantile of the samples, or of a normal fit"
     )
 
     def reference(self, base: ArrayLike) -> float:
@@ -73,8 +75,8 @@ class InfAlign(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    form: Literal["unit", "exponential", "identity", "log"] = Field("unit", description="Phi")
-    t: float = Field(10.0, description="best-of-4: 10; worst-of-4 (jailbreaks): -10")
+    form: Literal["unit", "exponential", "identity", "log"] = Field(default="unit", description="Phi")
+    t: float = Field(default=10.0, description="best-of-4: 10; worst-of-4 (jailbreaks): -10")
 
     def __call__(self, rewards: Any, base: ArrayLike) -> Any:
         """Phi(C) of each reward."""

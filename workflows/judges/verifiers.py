@@ -59,7 +59,7 @@ class Math(Verifier):
     """
 
     extract: ClassVar[Extract] = "boxed"
-    deadline: float = Field(5.0, gt=0, description="seconds a comparison may take")
+    deadline: float = Field(default=5.0, gt=0, description="seconds a comparison may take")
 
     @model_validator(mode="after")
     def installed(self) -> Math:

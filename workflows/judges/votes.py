@@ -27,7 +27,9 @@ class VoteJudge(GroupJudge):
     """
 
     extract: Extract = "text"
-    unparsed: Literal["exclude", "fallback"] = Field("exclude", description="responses without an answer")
+    unparsed: Literal["exclude", "fallback"] = Field(
+        default="exclude", description="responses without an answer"
+    )
 
     def answers(self, rows: Sequence[Row]) -> list[str | None]:
         """The voted answer of each row."""

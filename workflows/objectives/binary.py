@@ -35,9 +35,11 @@ class KTO(Objective):
     domains: ClassVar[Mapping[str, Domain]] = {"label": "binary"}
     statistic_names: ClassVar[tuple[str, ...]] = ("kl_sum", "kl_count")
 
-    beta: float = Field(0.1, gt=0, description="temperature (config/loss/kto.yaml)")
-    desirable_weight: float = Field(1.0, ge=0, description="w_D; keep w_D n_D / (w_U n_U) between 1 and 4/3")
-    undesirable_weight: float = Field(1.0, ge=0, description="w_U")
+    beta: float = Field(default=0.1, gt=0, description="temperature (config/loss/kto.yaml)")
+    desirable_weight: float = Field(
+        default=1.0, ge=0, description="w_D; keep w_D n_D / (w_U n_U) between 1 and 4/3"
+    )
+    undesirable_weight: float = Field(default=1.0, ge=0, description="w_U")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:
@@ -76,9 +78,9 @@ class BCO(Objective):
     columns: ClassVar[tuple[str, ...]] = ("label",)
     domains: ClassVar[Mapping[str, Domain]] = {"label": "binary"}
 
-    beta: float = Field(0.1, gt=0, description="temperature (TRL's default too)")
-    shift: Literal["running", "balanced", "none"] = Field("running", description="how delta is found")
-    decay: float = Field(0.9, ge=0, lt=1, description="moving average of the balanced shift (ours)")
+    beta: float = Field(default=0.1, gt=0, description="temperature (TRL's default too)")
+    shift: Literal["running", "balanced", "none"] = Field(default="running", description="how delta is found")
+    decay: float = Field(default=0.9, ge=0, lt=1, description="moving average of the balanced shift (ours)")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

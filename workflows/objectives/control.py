@@ -41,9 +41,9 @@ class MORE(BradleyTerry):
     domains: ClassVar[Mapping[str, Domain]] = {"group": "whole"}
     statistic_names: ClassVar[tuple[str, ...]] = ("gradient_sum", "gradient_count")
 
-    tasks: int = Field(2, ge=1, description="number of preference sets; `group` is 0 to tasks - 1")
-    momentum: float = Field(0.99, ge=0, le=1, description="a: g <- (1 - a) g + a g_new (code)")
-    unit: bool = Field(True, description="gradients scaled to unit length first (code)")
+    tasks: int = Field(default=2, ge=1, description="number of preference sets; `group` is 0 to tasks - 1")
+    momentum: float = Field(default=0.99, ge=0, le=1, description="a: g <- (1 - a) g + a g_new (code)")
+    unit: bool = Field(default=True, description="gradients scaled to unit length first (code)")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:
@@ -133,11 +133,15 @@ class DGA(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     eta: float = Field(
-        0.1, ge=0, description="step of the weights (ours; eta max|a| about 0.1 to 1 at first)"
+        default=0.1, ge=0, description="step of the weights (ours; eta max|a| about 0.1 to 1 at first)"
     )
-    beta: float = Field(0.1, gt=0, le=1, description="moving average of the sampling weights; 1: none")
-    floor: float = Field(0.0, ge=0, lt=1, description="least share of a domain, so that none is lost (1e-4)")
-    every: int = Field(100, gt=0, description="optimizer steps between updates, T_r (ours)")
+    beta: float = Field(
+        default=0.1, gt=0, le=1, description="moving average of the sampling weights; 1: none"
+    )
+    floor: float = Field(
+        default=0.0, ge=0, lt=1, description="least share of a domain, so that none is lost (1e-4)"
+    )
+    every: int = Field(default=100, gt=0, description="optimizer steps between updates, T_r (ours)")
 
     def update(
         self, alpha: Sequence[float], weights: Sequence[float], alignment: Sequence[float]
@@ -165,7 +169,7 @@ class ControlLLM(SFT):
     2) The divergence counts response tokens; the official code averages over all.
     """
 
-    divergence_coefficient: float = Field(1.0, ge=0, description="alpha (code's default)")
+    divergence_coefficient: float = Field(default=1.0, ge=0, description="alpha (code's default)")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

@@ -36,15 +36,15 @@ class CUT(Objective):
     domains: ClassVar[Mapping[str, Domain]] = {"label": "binary"}
     statistic_names: ClassVar[tuple[str, ...]] = ("negatives",)
 
-    threshold: float = Field(1.1, ge=0, description="lambda (online 1.1; Shepherd judgments 1.2)")
+    threshold: float = Field(default=1.1, ge=0, description="lambda (online 1.1; Shepherd judgments 1.2)")
     alpha: float = Field(
-        1.0, ge=0, description="weight of the unlikelihood (scripts: online 1.0, offline 0.5)"
+        default=1.0, ge=0, description="weight of the unlikelihood (scripts: online 1.0, offline 0.5)"
     )
     gamma: float = Field(
-        0.0, ge=0, description="exponent of p- (paper searches .25 to 2; the code has no factor: 0)"
+        default=0.0, ge=0, description="exponent of p- (paper searches .25 to 2; the code has no factor: 0)"
     )
-    form: Literal["code", "paper"] = Field("code", description="how L1 and L2 are added")
-    floor: float = Field(1e-5, gt=0, lt=1, description="1 - p is held at or above it (official code)")
+    form: Literal["code", "paper"] = Field(default="code", description="how L1 and L2 are added")
+    floor: float = Field(default=1e-5, gt=0, lt=1, description="1 - p is held at or above it (official code)")
 
     def sums(self, batch: Batch) -> dict[str, Tensor]:
         return {"negatives": (1 - batch["label"]).sum()}

@@ -36,21 +36,28 @@ class DPO(Objective):
     views: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     beta: float = Field(
-        0.1, gt=0, description="temperature of the implicit reward (official code; 0.5 for summaries)"
+        default=0.1, gt=0, description="temperature of the implicit reward (official code; 0.5 for summaries)"
     )
     loss: Literal["sigmoid", "robust", "hinge", "ipo", "slic", "bco_pair"] = Field(
-        "sigmoid", description="variant"
+        default="sigmoid", description="variant"
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="e, share of pairs believed to be the wrong way round (HALOs: 0.2)"
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="e, share of pairs believed to be the wrong way round (HALOs: 0.2)",
     )
-    nll_coefficient: float = Field(0.0, ge=0, description="a, weight of the NLL of the chosen response")
-    reference_free: bool = Field(False, description="d(y) = log pi: no reference is read")
-    length_normalized: bool = Field(False, description="d(y) is a mean over tokens (LN-DPO)")
-    tau: float | None = Field(None, gt=0, description="strength of ipo; None: beta")
-    ipo_average: bool = Field(True, description="ipo on token means (HALOs, TRL) instead of sums (paper)")
-    delta: float = Field(1.0, ge=0, description="margin of slic (HALOs)")
-    slic_lambda: float = Field(0.1, ge=0, description="regulariser of slic (HALOs)")
+    nll_coefficient: float = Field(
+        default=0.0, ge=0, description="a, weight of the NLL of the chosen response"
+    )
+    reference_free: bool = Field(default=False, description="d(y) = log pi: no reference is read")
+    length_normalized: bool = Field(default=False, description="d(y) is a mean over tokens (LN-DPO)")
+    tau: float | None = Field(default=None, gt=0, description="strength of ipo; None: beta")
+    ipo_average: bool = Field(
+        default=True, description="ipo on token means (HALOs, TRL) instead of sums (paper)"
+    )
+    delta: float = Field(default=1.0, ge=0, description="margin of slic (HALOs)")
+    slic_lambda: float = Field(default=0.1, ge=0, description="regulariser of slic (HALOs)")
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
@@ -110,9 +117,11 @@ class LNDPO(DPO):
     """
 
     beta: float = Field(
-        2.0, gt=0, description="temperature; ours: of SimPO's order, a DPO beta times a typical length"
+        default=2.0,
+        gt=0,
+        description="temperature; ours: of SimPO's order, a DPO beta times a typical length",
     )
-    length_normalized: bool = Field(True, description="d(y) is a mean over tokens")
+    length_normalized: bool = Field(default=True, description="d(y) is a mean over tokens")
 
 
 class SPIN(DPO):
@@ -123,7 +132,9 @@ class SPIN(DPO):
     Tokens: sums over response tokens, mean over pairs.
     """
 
-    beta: float = Field(0.1, gt=0, description="lambda (0.1 for iterations 0 to 2, 5.0 for iteration 3)")
+    beta: float = Field(
+        default=0.1, gt=0, description="lambda (0.1 for iterations 0 to 2, 5.0 for iteration 3)"
+    )
 
 
 class IRPO(DPO):
@@ -134,7 +145,7 @@ class IRPO(DPO):
     Tokens: the preference sums over response tokens, the NLL averages over the winner's; mean over pairs.
     """
 
-    nll_coefficient: float = Field(1.0, ge=0, description="alpha (tuned over .25, .5, 1, 2)")
+    nll_coefficient: float = Field(default=1.0, ge=0, description="alpha (tuned over .25, .5, 1, 2)")
 
 
 class ScPO(DPO):
@@ -148,8 +159,8 @@ class ScPO(DPO):
 
     columns: ClassVar[tuple[str, ...]] = ("weight",)
 
-    beta: float = Field(0.5, gt=0, description="temperature")
-    nll_coefficient: float = Field(1.0, ge=0, description="alpha")
+    beta: float = Field(default=0.5, gt=0, description="temperature")
+    nll_coefficient: float = Field(default=1.0, ge=0, description="alpha")
 
 
 class RewardAugmentedDPO(DPO):
@@ -160,8 +171,10 @@ class RewardAugmentedDPO(DPO):
     Tokens: sums over response tokens, mean over pairs.
     """
 
-    beta: float = Field(0.01, gt=0, description="temperature (official recipes)")
-    label_smoothing: float = Field(0.3, ge=0, lt=0.5, description="e (official recipes; 0 in the SPPO one)")
+    beta: float = Field(default=0.01, gt=0, description="temperature (official recipes)")
+    label_smoothing: float = Field(
+        default=0.3, ge=0, lt=0.5, description="e (official recipes; 0 in the SPPO one)"
+    )
 
 
 class CREAM(DPO):
@@ -191,8 +204,10 @@ class DNO(DPO):
     Tokens: sums over response tokens, mean over pairs.
     """
 
-    beta: float = Field(0.1, gt=0, description="eta (0.05 also used)")
-    form: Literal["practical", "exact"] = Field("practical", description="hard labels, or targets s(margin)")
+    beta: float = Field(default=0.1, gt=0, description="eta (0.05 also used)")
+    form: Literal["practical", "exact"] = Field(
+        default="practical", description="hard labels, or targets s(margin)"
+    )
 
     @by_settings
     def columns(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -33,9 +33,11 @@ class IREPO(Objective):
     columns: ClassVar[tuple[str, ...]] = ("label",)
     domains: ClassVar[Mapping[str, Domain]] = {"label": "unit"}
 
-    beta: float = Field(0.1, gt=0, description="temperature of the implicit reward (ours)")
-    epsilon: float = Field(0.05, gt=0, lt=0.5, description="P is held this far from 0 and 1 (ours)")
-    loss: Literal["squared", "logistic"] = Field("squared", description="regression, or soft-label DPO")
+    beta: float = Field(default=0.1, gt=0, description="temperature of the implicit reward (ours)")
+    epsilon: float = Field(default=0.05, gt=0, lt=0.5, description="P is held this far from 0 and 1 (ours)")
+    loss: Literal["squared", "logistic"] = Field(
+        default="squared", description="regression, or soft-label DPO"
+    )
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

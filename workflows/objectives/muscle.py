@@ -28,7 +28,9 @@ class MUSCLE(Objective):
     beside the student and `teacher_columns` called on the three logits, by chunks of positions.
     """
 
-    nll_coefficient: float = Field(0.0, ge=0, description="a; some large updates add the cross-entropy")
+    nll_coefficient: float = Field(
+        default=0.0, ge=0, description="a; some large updates add the cross-entropy"
+    )
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

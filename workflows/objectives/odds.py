@@ -31,14 +31,16 @@ class ORPO(Objective):
     views: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     beta: float = Field(
-        0.1, ge=0, description="lambda, weight of the odds part (Mistral-ORPO; 0.25 for Llama-2)"
+        default=0.1, ge=0, description="lambda, weight of the odds part (Mistral-ORPO; 0.25 for Llama-2)"
     )
     temperature: float = Field(
-        1.0, gt=0, description="b; 0.2 to 0.7 worked better after a separate SFT stage"
+        default=1.0, gt=0, description="b; 0.2 to 0.7 worked better after a separate SFT stage"
     )
-    nll_coefficient: float = Field(1.0, ge=0, description="weight of the NLL; 0 after a separate SFT stage")
+    nll_coefficient: float = Field(
+        default=1.0, ge=0, description="weight of the NLL; 0 after a separate SFT stage"
+    )
     nll_normalizer: Literal["token-mean", "sequence-mean"] = Field(
-        "token-mean", description="divisor of the NLL"
+        default="token-mean", description="divisor of the NLL"
     )
 
     def compute(self, batch: Batch) -> Loss:
@@ -64,10 +66,12 @@ class ASFT(Objective):
 
     views: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
-    beta: float = Field(0.1, ge=0, description="lambda, weight of the alignment part (study: 0.1 to 1)")
-    temperature: float = Field(1.0, gt=0, description="b; 0.001 to 0.3 in the two-stage study")
+    beta: float = Field(
+        default=0.1, ge=0, description="lambda, weight of the alignment part (study: 0.1 to 1)"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="b; 0.001 to 0.3 in the two-stage study")
     nll_coefficient: float = Field(
-        1.0, ge=0, description="weight of the SFT term; 0 after a separate SFT stage"
+        default=1.0, ge=0, description="weight of the SFT term; 0 after a separate SFT stage"
     )
 
     def compute(self, batch: Batch) -> Loss:

@@ -24,8 +24,8 @@ class POFT(Objective):
 
     columns: ClassVar[tuple[str, ...]] = ("score",)
 
-    beta: float = Field(1.0, gt=0, description="temperature (code)")
-    gamma: float = Field(0.0, description="offset (code)")
+    beta: float = Field(default=1.0, gt=0, description="temperature (code)")
+    gamma: float = Field(default=0.0, description="offset (code)")
 
     def compute(self, batch: Batch) -> Loss:
         x = self.beta * (mean(batch, "response") - batch["score"]) + self.gamma

@@ -27,19 +27,23 @@ class ClippedPolicy(Objective):
     columns: ClassVar[tuple[str, ...]] = ("advantages",)
     optional: ClassVar[tuple[str, ...]] = ("weight", "response.sampling_logprobs")
 
-    epsilon: float = Field(0.2, ge=0, description="lower clip of the ratio")
-    epsilon_high: float | None = Field(None, ge=0, description="upper clip (DAPO: 0.28); None: epsilon")
-    delta: float | None = Field(
-        None, gt=1, description="dual clip c for negative advantages (verl 3, DAPO script 10)"
+    epsilon: float = Field(default=0.2, ge=0, description="lower clip of the ratio")
+    epsilon_high: float | None = Field(
+        default=None, ge=0, description="upper clip (DAPO: 0.28); None: epsilon"
     )
-    beta: float = Field(0.0, ge=0, description="weight of the KL loss; 0 reads no reference")
-    kl: Literal["k2", "k3"] = Field("k3", description="estimator of the KL loss")
-    ratio: Literal["token", "sequence"] = Field("token", description="one ratio a token, or one a response")
+    delta: float | None = Field(
+        default=None, gt=1, description="dual clip c for negative advantages (verl 3, DAPO script 10)"
+    )
+    beta: float = Field(default=0.0, ge=0, description="weight of the KL loss; 0 reads no reference")
+    kl: Literal["k2", "k3"] = Field(default="k3", description="estimator of the KL loss")
+    ratio: Literal["token", "sequence"] = Field(
+        default="token", description="one ratio a token, or one a response"
+    )
     on_policy: bool = Field(
-        False, description="one update on fresh samples: the ratio is 1 and no old one is read"
+        default=False, description="one update on fresh samples: the ratio is 1 and no old one is read"
     )
     importance_cap: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="each token times min(pi_old / pi_sampler, cap); reads response.sampling_logprobs",
     )
@@ -115,8 +119,10 @@ class GRPO(ClippedPolicy):
     divides by each device's own).
     """
 
-    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("grpo", description="how tokens are averaged")
-    max_length: int = Field(3000, gt=0, description="constant of dr_grpo: longest response generated")
+    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field(
+        default="grpo", description="how tokens are averaged"
+    )
+    max_length: int = Field(default=3000, gt=0, description="constant of dr_grpo: longest response generated")
 
     def compute(self, batch: Batch) -> Loss:
         normalizers: dict[str, Normalizer] = {
@@ -134,9 +140,13 @@ class SAR(GRPO):
     Tokens: sum over response tokens / max_length, then mean over responses.
     """
 
-    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field("dr_grpo", description="how tokens are averaged")
-    beta: float = Field(0.001, ge=0, description="weight of the KL loss (GRPO scripts; PPO scripts: 0)")
-    max_length: int = Field(4096, gt=0, description="constant of dr_grpo: longest response (scripts)")
+    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = Field(
+        default="dr_grpo", description="how tokens are averaged"
+    )
+    beta: float = Field(
+        default=0.001, ge=0, description="weight of the KL loss (GRPO scripts; PPO scripts: 0)"
+    )
+    max_length: int = Field(default=4096, gt=0, description="constant of dr_grpo: longest response (scripts)")
 
 
 class PPO(ClippedPolicy):
@@ -153,14 +163,16 @@ class PPO(ClippedPolicy):
     """
 
     normalizer: Literal["token-mean", "sequence-mean"] = Field(
-        "token-mean", description="how tokens are averaged"
+        default="token-mean", description="how tokens are averaged"
     )
     vf_coefficient: float = Field(
-        0.0, ge=0, description="weight of the value term of a shared trunk (TRL 0.1)"
+        default=0.0, ge=0, description="weight of the value term of a shared trunk (TRL 0.1)"
     )
-    value_clip: float | None = Field(0.2, gt=0, description="eps_v (TRL 0.2, OpenRLHF 0.5); None: no clip")
+    value_clip: float | None = Field(
+        default=0.2, gt=0, description="eps_v (TRL 0.2, OpenRLHF 0.5); None: no clip"
+    )
     whiten: Literal["none", "population", "unbiased"] = Field(
-        "none", description="whiten advantages over the step"
+        default="none", description="whiten advantages over the step"
     )
 
     @property
@@ -214,7 +226,9 @@ class ValueLoss(Objective):
 
     optional: ClassVar[tuple[str, ...]] = ("weight",)
 
-    value_clip: float | None = Field(0.2, gt=0, description="eps_v (TRL 0.2, OpenRLHF 0.5); None: no clip")
+    value_clip: float | None = Field(
+        default=0.2, gt=0, description="eps_v (TRL 0.2, OpenRLHF 0.5); None: no clip"
+    )
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

@@ -36,8 +36,10 @@ class PRO(Objective):
     optional: ClassVar[tuple[str, ...]] = ("weight", "rank")
     alternatives: ClassVar[Mapping[str, str]] = {"scores": "rank"}
 
-    use_scores: bool = Field(True, description="gaps of scores as temperatures; False: only `rank`")
-    sft_weight: float | None = Field(None, ge=0, description="b; None: 0.05 (n - 1)^2 (official code)")
+    use_scores: bool = Field(default=True, description="gaps of scores as temperatures; False: only `rank`")
+    sft_weight: float | None = Field(
+        default=None, ge=0, description="b; None: 0.05 (n - 1)^2 (official code)"
+    )
 
     @by_settings
     def columns(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -97,12 +99,14 @@ class AFT(Objective):
     alternatives: ClassVar[Mapping[str, str]] = {"rank": "scores"}
 
     constraint: Literal["detached", "boundary", "none"] = Field(
-        "detached", description="what bounds the negatives"
+        default="detached", description="what bounds the negatives"
     )
     delta: float = Field(
-        0.3, gt=0, description="depth of the boundary below the worst right one (ours; tuned per set)"
+        default=0.3, gt=0, description="depth of the boundary below the worst right one (ours; tuned per set)"
     )
-    nll_coefficient: float = Field(1.0, ge=0, description="weight of the NLL of the reference solution")
+    nll_coefficient: float = Field(
+        default=1.0, ge=0, description="weight of the NLL of the reference solution"
+    )
 
     def compute(self, batch: Batch) -> Loss:
         import torch
@@ -144,8 +148,8 @@ class D2O(Objective):
     views: ClassVar[tuple[str, ...]] = ("ranked", "rejected")
     optional: ClassVar[tuple[str, ...]] = ("weight", "rank")
 
-    beta: float = Field(0.1, ge=0, description="weight of the self-samples, inside s")
-    alpha: float = Field(0.1, ge=0, description="weight of the negative, inside s")
+    beta: float = Field(default=0.1, ge=0, description="weight of the self-samples, inside s")
+    alpha: float = Field(default=0.1, ge=0, description="weight of the negative, inside s")
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

@@ -26,12 +26,12 @@ class CPO(Objective):
 
     views: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
-    beta: float = Field(0.1, gt=0, description="temperature (runs/cpo_ft.sh)")
-    loss: Literal["sigmoid", "hinge"] = Field("sigmoid", description="variant")
-    gamma: float = Field(0.0, ge=0, description="target margin of x, beta already in it")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="e (sigmoid only)")
-    nll_coefficient: float = Field(1.0, ge=0, description="a")
-    length_normalized: bool = Field(False, description="S is a mean over tokens")
+    beta: float = Field(default=0.1, gt=0, description="temperature (runs/cpo_ft.sh)")
+    loss: Literal["sigmoid", "hinge"] = Field(default="sigmoid", description="variant")
+    gamma: float = Field(default=0.0, ge=0, description="target margin of x, beta already in it")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="e (sigmoid only)")
+    nll_coefficient: float = Field(default=1.0, ge=0, description="a")
+    length_normalized: bool = Field(default=False, description="S is a mean over tokens")
 
     def compute(self, batch: Batch) -> Loss:
         chosen, rejected = (
@@ -55,9 +55,9 @@ class SimPO(CPO):
     global batch.
     """
 
-    beta: float = Field(2.0, gt=0, description="temperature (Llama3-Base and Mistral-Base runs)")
+    beta: float = Field(default=2.0, gt=0, description="temperature (Llama3-Base and Mistral-Base runs)")
     gamma: float = Field(
-        1.0, ge=0, description="target margin = beta g (g 0.5: Llama3-Base run, start of tuning)"
+        default=1.0, ge=0, description="target margin = beta g (g 0.5: Llama3-Base run, start of tuning)"
     )
-    nll_coefficient: float = Field(0.0, ge=0, description="the code's sft_weight")
-    length_normalized: bool = Field(True, description="mean over tokens")
+    nll_coefficient: float = Field(default=0.0, ge=0, description="the code's sft_weight")
+    length_normalized: bool = Field(default=True, description="mean over tokens")

@@ -33,7 +33,9 @@ class BradleyTerry(Objective):
     optional: ClassVar[tuple[str, ...]] = ("weight", "margin", "label")
     domains: ClassVar[Mapping[str, Domain]] = {"label": "unit"}
 
-    centering: float = Field(0.0, ge=0, description="c; 0.01 pins the free constant at 0 (TRL's coefficient)")
+    centering: float = Field(
+        default=0.0, ge=0, description="c; 0.01 pins the free constant at 0 (TRL's coefficient)"
+    )
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:
@@ -65,7 +67,9 @@ class BradleyTerryRanking(Objective):
     columns: ClassVar[tuple[str, ...]] = ("rank",)
     alternatives: ClassVar[Mapping[str, str]] = {"rank": "scores"}
 
-    centering: float = Field(0.0, ge=0, description="weight of the mean square of (r_better + r_worse)")
+    centering: float = Field(
+        default=0.0, ge=0, description="weight of the mean square of (r_better + r_worse)"
+    )
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

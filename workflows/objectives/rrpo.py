@@ -32,10 +32,10 @@ class RRPO(Objective):
     columns: ClassVar[tuple[str, ...]] = ("chosen_phrase", "rejected_phrase")
 
     beta: float = Field(
-        0.1, gt=0, description="temperature (LLaVA-Video-7B; LongVU-7B 0.5, VideoChat2-7B 0.9)"
+        default=0.1, gt=0, description="temperature (LLaVA-Video-7B; LongVU-7B 0.5, VideoChat2-7B 0.9)"
     )
     alpha: float = Field(
-        0.01, ge=0, description="weight of the KL (LLaVA-Video-7B; LongVU-7B 0.05); 0: none is read"
+        default=0.01, ge=0, description="weight of the KL (LLaVA-Video-7B; LongVU-7B 0.05); 0: none is read"
     )
 
     @property

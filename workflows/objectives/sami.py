@@ -27,7 +27,7 @@ class SAMI(Objective):
     c0_y0, c0_y1, c1_y0, ...: response y_j under constitution c_i.
     """
 
-    constitutions: int = Field(2, ge=2, description="C")
+    constitutions: int = Field(default=2, ge=2, description="C")
 
     @by_settings
     def views(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -32,11 +32,15 @@ class SCIR(Objective):
 
     views: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "first_a", "first_b", "second_a", "second_b")
 
-    beta: float = Field(0.1, gt=0, description="temperature of the implicit reward (ours)")
-    consistency_coefficient: float = Field(1.0, ge=0, description="w_C (ours)")
-    entropy_coefficient: float = Field(0.1, ge=0, description="w_H (ours)")
-    dpo_coefficient: float = Field(1.0, ge=0, description="weight of the DPO part (1 in the paper's sum)")
-    length_normalized: bool = Field(False, description="q from means over tokens, against length bias")
+    beta: float = Field(default=0.1, gt=0, description="temperature of the implicit reward (ours)")
+    consistency_coefficient: float = Field(default=1.0, ge=0, description="w_C (ours)")
+    entropy_coefficient: float = Field(default=0.1, ge=0, description="w_H (ours)")
+    dpo_coefficient: float = Field(
+        default=1.0, ge=0, description="weight of the DPO part (1 in the paper's sum)"
+    )
+    length_normalized: bool = Field(
+        default=False, description="q from means over tokens, against length bias"
+    )
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:

@@ -40,15 +40,16 @@ class SFT(Objective):
     optional: ClassVar[tuple[str, ...]] = ("weight", "response.unlikely")
 
     normalizer: Literal["token-mean", "sequence-mean", "sequence-sum"] = Field(
-        "token-mean", description="what the sum over tokens is divided by (the default of the frameworks)"
+        default="token-mean",
+        description="what the sum over tokens is divided by (the default of the frameworks)",
     )
     unlikelihood: Literal["none", "token", "sequence", "mean"] = Field(
-        "none",
+        default="none",
         description="rows of label 0: each token, the whole response by its sum, or by its mean log-prob",
     )
-    alpha: float = Field(1.0, ge=0, description="weight of the unlikelihood term (Welleck et al.)")
+    alpha: float = Field(default=1.0, ge=0, description="weight of the unlikelihood term (Welleck et al.)")
     floor: float = Field(
-        1e-5, gt=0, lt=1, description="1 - p is held at or above it (official code, token form)"
+        default=1e-5, gt=0, lt=1, description="1 - p is held at or above it (official code, token form)"
     )
 
     @by_settings

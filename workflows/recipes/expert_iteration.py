@@ -32,13 +32,13 @@ class ExpertIteration(Recipe):
     title: ClassVar[str] = "Expert iteration (ReST-EM)"
     paper: ClassVar[str] = "arXiv 2312.06585"
 
-    samples: int = Field(32, ge=1, description="solutions a problem (section 5, MATH)")
-    temperature: float = Field(0.7, gt=0, description="section 5")
-    top_k: int = Field(40, ge=0, description="section 5")
-    cap: int = Field(10, ge=1, description="correct solutions kept a problem (section 5)")
-    epochs: float = Field(1.0, gt=0, description="ours: not reported")
+    samples: int = Field(default=32, ge=1, description="solutions a problem (section 5, MATH)")
+    temperature: float = Field(default=0.7, gt=0, description="section 5")
+    top_k: int = Field(default=40, ge=0, description="section 5")
+    cap: int = Field(default=10, ge=1, description="correct solutions kept a problem (section 5)")
+    epochs: float = Field(default=1.0, gt=0, description="ours: not reported")
     start: Literal["initial", "policy"] = Field(
-        "initial", description="where training starts; the paper: the base model"
+        default="initial", description="where training starts; the paper: the base model"
     )
 
     def iteration(self, it: Iteration) -> Model:

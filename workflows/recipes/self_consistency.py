@@ -33,19 +33,19 @@ class SelfConsistency(Recipe):
     paper: ClassVar[str] = "arXiv 2411.04109"
     label_free: ClassVar[bool] = True
 
-    samples: int = Field(8, ge=2, description="k, votes a problem (section 3)")
-    temperature: float = Field(0.7, gt=0, description="section 3")
-    top_p: float = Field(0.9, gt=0, le=1, description="section 3")
+    samples: int = Field(default=8, ge=2, description="k, votes a problem (section 3)")
+    temperature: float = Field(default=0.7, gt=0, description="section 3")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="section 3")
     threshold: float = Field(
-        0.5, ge=0, le=1, description="least share of votes for the chosen answer (section 3)"
+        default=0.5, ge=0, le=1, description="least share of votes for the chosen answer (section 3)"
     )
-    beta: float = Field(0.5, gt=0, description="section 3")
+    beta: float = Field(default=0.5, gt=0, description="section 3")
     nll: float = Field(
-        1.0, ge=0, description="alpha, weight of the likelihood of the chosen solution (equation 3)"
+        default=1.0, ge=0, description="alpha, weight of the likelihood of the chosen solution (equation 3)"
     )
-    epochs: float = Field(10.0, gt=0, description="section 3")
+    epochs: float = Field(default=10.0, gt=0, description="section 3")
     extract: Literal["text", "number", "boxed", "choice"] = Field(
-        "text", description="how the final answer is read"
+        default="text", description="how the final answer is read"
     )
 
     def iteration(self, it: Iteration) -> Model:

@@ -38,12 +38,12 @@ class SelfRewarding(Recipe):
     paper: ClassVar[str] = "arXiv 2401.10020"
     label_free: ClassVar[bool] = True
 
-    samples: int = Field(4, ge=2, description="candidates a prompt (section 2.2, N = 4)")
-    votes: int = Field(3, ge=1, description="judgements averaged an answer (section 3.1.2)")
-    temperature: float = Field(0.7, gt=0, description="section 3.1.2")
-    top_p: float = Field(0.9, gt=0, le=1, description="section 3.1.2")
-    beta: float = Field(0.1, gt=0, description="section 3.1.3")
-    epochs: float = Field(1.0, gt=0, description="ours: the paper chooses a checkpoint instead")
+    samples: int = Field(default=4, ge=2, description="candidates a prompt (section 2.2, N = 4)")
+    votes: int = Field(default=3, ge=1, description="judgements averaged an answer (section 3.1.2)")
+    temperature: float = Field(default=0.7, gt=0, description="section 3.1.2")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="section 3.1.2")
+    beta: float = Field(default=0.1, gt=0, description="section 3.1.3")
+    epochs: float = Field(default=1.0, gt=0, description="ours: the paper chooses a checkpoint instead")
     judge: Literal["rubric", "pocket"] = "rubric"
 
     def iteration(self, it: Iteration) -> Model:

@@ -43,22 +43,24 @@ class SelfPlay(Recipe):
     title: ClassVar[str] = "Self-Play Fine-Tuning (SPIN)"
     paper: ClassVar[str] = "arXiv 2401.01335"
 
-    samples: int = Field(1, ge=1, description="opponent answers a prompt (algorithm 1)")
-    temperature: float = Field(1.0, gt=0, description="official vLLM script")
-    top_p: float = Field(1.0, gt=0, le=1, description="official vLLM script")
+    samples: int = Field(default=1, ge=1, description="opponent answers a prompt (algorithm 1)")
+    temperature: float = Field(default=1.0, gt=0, description="official vLLM script")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="official vLLM script")
     beta: tuple[float, ...] = Field(
-        (0.1, 0.1, 0.1, 5.0),
+        default=(0.1, 0.1, 0.1, 5.0),
         min_length=1,
         description="lambda of each iteration, the last for all later ones (section 6.1)",
     )
     lr: tuple[float, ...] = Field(
-        (), description="of each iteration (section 6.1: 5e-7, 5e-7, 1e-7, 1e-7); empty: trainer.lr"
+        default=(), description="of each iteration (section 6.1: 5e-7, 5e-7, 1e-7, 1e-7); empty: trainer.lr"
     )
-    epochs: float = Field(2.0, gt=0, description="section 6.1")
-    carried: int = Field(1, ge=0, description="earlier iterations whose pairs are used again (section 6.1)")
-    loss: Literal["sigmoid", "hinge"] = Field("sigmoid", description="l, logistic in the paper")
+    epochs: float = Field(default=2.0, gt=0, description="section 6.1")
+    carried: int = Field(
+        default=1, ge=0, description="earlier iterations whose pairs are used again (section 6.1)"
+    )
+    loss: Literal["sigmoid", "hinge"] = Field(default="sigmoid", description="l, logistic in the paper")
     demonstrations: str | None = Field(
-        None, description="named source (data.NAME); default the prompts with their own answers"
+        default=None, description="named source (data.NAME); default the prompts with their own answers"
     )
 
     def iteration(self, it: Iteration) -> Model:

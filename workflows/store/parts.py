@@ -88,15 +88,12 @@ def write_part(
 
 def list_parts(folder: str | Path) -> list[Part]:
     """The committed parts of a node, in order; leftovers of an interrupted write are not parts."""
-    path = Path(folder)
-    names = (
-        sorted(
-            (name for name in os.listdir(path) if NAME.match(name)), key=lambda name: int(NAME.match(name)[1])
-        )
-        if path.is_dir()
-        else []
-    )  # type: ignore[index]
-    return [read_part(path / name) for name in names]
+    found = [
+        (int(match[1]), path)
+        for path in Path(folder).glob("part-*.parquet")
+        if (match := NAME.match(path.name))
+    ]
+    return [read_part(path) for _, path in sorted(found)]
 
 
 def read_part(path: Path) -> Part:
@@ -111,7 +108,7 @@ def read_part(path: Path) -> Part:
 
 def read_table(path: str) -> pa.Table:
     """All rows of one part, without our metadata."""
-    return pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+    return pq.ParquetFile(path).read().replace_schema_metadata(None)
 
 
 def read_stored(batches: Sequence[Stored]) -> list[pa.Table]:
