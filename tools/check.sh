@@ -12,8 +12,14 @@ types() {
   pyright --pythonpath "$(command -v python)" | sed "s#$PWD/build/types/selfloop/##"
 }
 
+report=$(mktemp)
+trap 'rm -f "$report"' EXIT
+types >"$report" 2>&1 & # beside the tests: it needs a core and most of a minute
+checker=$!
+
 step "format (ruff)" ruff format --check --quiet .
 step "lint (ruff)" ruff check --quiet .
-step "types (pyright)" types
 step "unit tests and size budget (pytest)" python -m pytest tests/unit -q -m "not real"
+finish() { wait "$checker" || status=1; cat "$report"; }
+step "types (pyright)" finish
 exit $status

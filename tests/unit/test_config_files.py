@@ -177,13 +177,13 @@ def test_one_mistake_one_message(write, text: str, overrides: list[str], message
 
 
 def test_all_mistakes_are_reported_together(write) -> None:
-    text = "recipe: spinn\niterations: 0\ntrainer:\n  lr: -1\n  rank: 2\n"
+    text = "recipe: qqq\niterations: 0\ntrainer:\n  lr: -1\n  rank: 2\n"
     write(text)
     with pytest.raises(InputError) as caught:
         load_config("c.yaml", ["batch_size=0"])
     assert str(caught.value) == (
         "5 problems were found:\n"
-        "  1. c.yaml, line 1: recipe is 'spinn', and there is no such method. `selfloop methods` lists them\n"
+        "  1. c.yaml, line 1: recipe is 'qqq', and there is no such method. `selfloop methods` lists them\n"
         "  2. c.yaml, line 2: iterations is 0, and must be at least 1\n"
         "  3. c.yaml, line 4: trainer.lr is -1, and must be greater than 0.0\n"
         "  4. c.yaml, line 5: trainer.rank is not a setting. Did you mean trainer.ranks?\n"
