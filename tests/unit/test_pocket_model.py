@@ -133,7 +133,7 @@ def test_learning_moves_towards_the_chosen(player: Player) -> None:
     prompt = player.encode([roles.answer_messages("sort 321")])[0]
     chosen, rejected = (player.tokenizer(text + "<|end|>")["input_ids"] for text in ("123", "132"))
     before = _logprobs(learner, [(prompt, chosen), (prompt, rejected)])
-    learn(learner, [Pair(prompt, chosen, rejected)] * 8, Settings(lr=1e-4, pairs=4), random.Random(0))
+    learn(learner, [Pair(prompt, chosen, rejected)] * 8, 1e-4, Settings(pairs=4), random.Random(0))
     after = _logprobs(learner, [(prompt, chosen), (prompt, rejected)])
     gap = (after[0] - after[1]) - (before[0] - before[1])
     assert float(gap.detach()) > 0

@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfloop.workflows.data.schema import COLUMNS, prompt_id
@@ -66,6 +66,7 @@ def test_not_a_task(text: str) -> None:
     assert not verify(text, "1")
 
 
+@settings(deadline=None)
 @given(cells)
 def test_a_task_is_read_back_from_its_text(cell: tuple[str, int, int]) -> None:
     kind, level, seed = cell
@@ -76,6 +77,7 @@ def test_a_task_is_read_back_from_its_text(cell: tuple[str, int, int]) -> None:
     assert verify(task, task.answer)
 
 
+@settings(deadline=None)
 @given(cells)
 def test_wrong_answers_are_wrong(cell: tuple[str, int, int]) -> None:
     rng = random.Random(cell[2])
@@ -85,6 +87,7 @@ def test_wrong_answers_are_wrong(cell: tuple[str, int, int]) -> None:
     assert attempt(rng, task, Noise(slip=0, habit=(0,) * 5, leaning=0)) == task.answer
 
 
+@settings(deadline=None)
 @given(cells)
 def test_the_side_belongs_to_the_task(cell: tuple[str, int, int]) -> None:
     """Train and held-out can never overlap: the side is a function of the task alone, drawn with either side asked."""
@@ -99,6 +102,7 @@ def test_the_side_belongs_to_the_task(cell: tuple[str, int, int]) -> None:
         assert side_of(task) == side_of(Task("add", task.args[::-1]))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(sorted(ROLES)))
 def test_demonstrations_come_from_the_train_side(seed: int, role: str) -> None:
     messages, reply = demonstration(random.Random(seed), Noise(), role)
@@ -106,6 +110,7 @@ def test_demonstrations_come_from_the_train_side(seed: int, role: str) -> None:
     assert task is not None and side_of(task) == "train" and task.level in CORE_LEVELS
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_splits_do_not_overlap(a: int, b: int) -> None:
     train = {task.text for task in generate("train", 60, a)}

@@ -43,16 +43,19 @@ SIGNALS = ("majority", "judge", "shuffled", "reversed", "unpublished")
 class Settings:
     """Settings of the loop."""
 
-    prompts: int = 1024  # an iteration
+    prompts: int = 768  # an iteration
     samples: int = 8
     iterations: int = 4
     lr: float = 1e-4
+    judge_lr: float = (
+        3e-5  # for the judge signal: a judge that changes with the policy drifts when steps are large
+    )
     beta: float = 0.1
     nll: float = 0.2
-    epochs: int = 1
+    epochs: int = 2
     pairs: int = 64  # an optimizer step
     threshold: float = 0.0  # least vote share of the preferred answer
-    heldout: int = 384
+    heldout: int = 256
     seed: int = 0
 
 
@@ -115,12 +118,12 @@ def _logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> torch.
     return values.masked_scatter(shown, found.gather(-1, ids[:, 1:][shown][:, None])[:, 0]).sum(-1)
 
 
-def learn(model: Any, pairs: Sequence[Pair], settings: Settings, rng: random.Random) -> None:
+def learn(model: Any, pairs: Sequence[Pair], lr: float, settings: Settings, rng: random.Random) -> None:
     """Weighted DPO with an NLL term on the chosen reply, against the model as it is now; fresh AdamW."""
     import torch
 
     reference = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     order = [pair for _ in range(settings.epochs) for pair in rng.sample(list(pairs), len(pairs))]
     for start in range(0, len(order), settings.pairs):
         batch = order[start : start + settings.pairs]
@@ -165,7 +168,7 @@ def curve(model: Path, signal: str, settings: Settings, verbose: bool = False) -
         said = sampler.sample(asked, n=settings.samples, seed=1000 * settings.seed + turn + 1)
         sampling = time.monotonic() - started
         pairs = pairs_of(signal, sampler, tasks, said, settings, rng)
-        learn(learner.model, pairs, settings, rng)
+        learn(learner.model, pairs, settings.judge_lr if signal == "judge" else settings.lr, settings, rng)
         taken = time.monotonic() - started
         figures.append(_accuracy(sampler, heldout, settings.seed))
         if verbose:
