@@ -52,7 +52,8 @@ class FakeOptions:
     latency_s: seconds a call takes. Calls are served one after another, so throughput is known: asks / latency_s.
     emit_version: the first token of a reply is the version of the weights, so that stale weights show.
     stale: `load` is answered with a right receipt and the old weights go on being served: the fault to be found.
-    script: (prompt_ids, seed, version) -> token ids or text of the reply (end token added); it must pickle.
+    script: (prompt_ids, seed, version) -> token ids or text of the reply (end token added; text ends at a stop string);
+        it must pickle.
     labels: (prompt_ids, labels, version) -> a log-prob for each label; it must pickle.
     fail_on: one or several `FailOn`, or mappings of its fields.
     """
@@ -119,6 +120,10 @@ class FakeEngine:
     def scripted(self, ask: Ask) -> Reply:
         assert self.options.script is not None
         said = self.options.script(ask.prompt_ids, ask.seed, self.served)
+        cuts = [said.index(stop) + len(stop) for stop in ask.params.stop if stop in said] if isinstance(said, str) else []
+        if isinstance(said, str) and cuts:
+            ids = self.encode(said[: min(cuts)])[: ask.params.max_tokens]
+            return Reply(ids, [self.values[token] for token in ids])
         return self.finished(ask, self.encode(said) if isinstance(said, str) else list(said))
 
     def finished(self, ask: Ask, ids: list[int]) -> Reply:

@@ -42,7 +42,7 @@ def columns(graph: Graph, node: Node) -> Iterator[str]:
     """Columns that a node reads and its inputs lack."""
     if node.op is None:
         return
-    for source in node.inputs:
+    for source in node.inputs[:1] if getattr(node.op, "beside", False) else node.inputs:
         missing = sorted(node.op.reads - graph.nodes[source].columns)
         if not missing or isinstance(node.op, Summary):
             continue
@@ -79,7 +79,7 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
         yield (f"node {node.name!r}: {name} takes the ratio to what was sampled ({', '.join(sorted(ratios))}), and {rows.name!r} holds "
                "responses that were edited or stand under another prompt. Choose an objective without a ratio")  # fmt: skip
     if objective.needs_reference and node.training.reference is None:
-        yield f"node {node.name!r}: {name} measures against a reference, and reference=None was given. Name a model, e.g. it.policy"
+        yield f"node {node.name!r}: {name} measures against a reference, and reference=None was given. Name one, e.g. it.policy"
 
 
 def models(graph: Graph, node: Node) -> Iterator[str]:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from selfloop.actors.engines import Ask, Reply
     from selfloop.workflows.flow.codec import Codec
 
-__all__ = ["AskError", "Play", "Player", "Program", "Said", "Speaker"]
+__all__ = ["VERDICT", "AskError", "Play", "Player", "Program", "Said", "Speaker", "graded"]
+
+VERDICT = {"score": pa.float64(), "score_state": pa.string()}
+"""What a program that judges adds, by `graded`."""
 
 Program = Callable[..., Awaitable[Any]]
 """async (player, rows of one prompt group, [rows beside,] rng) -> None, or one or several of: `Said`, dict of columns."""
@@ -267,6 +270,11 @@ def opened(base: dict[str, Any], new: dict[str, Any], number: int) -> dict[str, 
         return {"sample": number}
     name = prompt_id(new["prompt"], new.get("answer"), number, parent=base["prompt_id"])
     return {"prompt_id": name, "parent": base["prompt_id"], "sample": 0}
+
+
+def graded(row: Any, score: float | None) -> dict[str, Any]:
+    """A row with a verdict: a score, or None for one that could not be read."""
+    return {**row, "score": score, "score_state": "abstain" if score is None else "score"}
 
 
 def failed_row(base: dict[str, Any], error: str) -> dict[str, Any]:
