@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Sets up .venv with the CPU or the GPU stack. Immediate when nothing that matters has changed.
-#   tools/setup.sh [cpu|gpu]        default: gpu where there is an NVIDIA GPU, else cpu
+#   tools/setup.sh [cpu|gpu]        default: the stack that is there, else gpu where there is an NVIDIA GPU, else cpu
 # PYTHON=… names the interpreter, VENV=… the folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
-STACK=${1:-}
+STACK=${1:-$(cat "$VENV/.selfloop-stack" 2>/dev/null || true)}
 MIN_GIB_cpu=6
 MIN_GIB_gpu=20
 
@@ -98,5 +98,6 @@ fi
   --config-settings editable_mode=strict --editable ".[$STACK,dev,math]" 2>&1 | tee -a "$LOG" | { grep -vE '^ [+~-] ' || true; } ||
   explain "the packages could not be installed."
 
+echo "$STACK" >"$VENV/.selfloop-stack"
 echo "$KEY" >"$VENV/.selfloop-key"
 echo "Ready: $VENV/bin/selfloop --help"
