@@ -10,9 +10,26 @@ from selfloop.workflows.pocket.tasks import parse_task
 
 Says = Callable[[str, random.Random], str]
 
-WORDS = (
-    ["red", "green", "blue", "small", "large", "round", "square", "old", "new", "warm", "cold", "loud", "soft", "north", "south", "early", "late", "plain"]
-)
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "round",
+    "square",
+    "old",
+    "new",
+    "warm",
+    "cold",
+    "loud",
+    "soft",
+    "north",
+    "south",
+    "early",
+    "late",
+    "plain",
+]
 
 
 def words(rng: random.Random, count: int = 4) -> str:
