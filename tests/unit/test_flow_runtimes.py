@@ -195,3 +195,11 @@ def test_both_runtimes_give_the_same_rows(tmp_path: Path) -> None:
             }
         )
     assert hashes[0] == hashes[1] and len(hashes[0]) > 10
+
+
+def test_old_checkpoints_go_and_needed_ones_stay(tmp_path: Path) -> None:
+    run_on("local", fake_config(iterations=4, checkpoints={"keep": 2}), tmp_path / "run", Plain())
+    kept = [
+        index for index in range(1, 5) if (tmp_path / "run" / f"iteration={index:04d}" / "policy").exists()
+    ]
+    assert kept == [3, 4]

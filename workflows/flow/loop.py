@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +68,7 @@ def loop(
             trackers.log(index, metrics)
             folder.commit_iteration(index, {role: asdict(place) for role, place in roles.items()})
             console.iteration(index, metrics)
+            prune(setup, folder, index)
             if index and setup.recipe.stop(read_metrics(folder.path)):
                 console.line(
                     f"The recipe stops after iteration {index}: its own rule says that there is nothing left to gain."
@@ -88,6 +90,20 @@ def restore(job: Job, setup: Setup, folder: RunFolder) -> int:
         }
         job.places |= {f"{role}@{index}": place for role, place in (earlier | made).items()}
     return last
+
+
+def prune(setup: Setup, folder: RunFolder, index: int) -> None:
+    """Delete the checkpoints before the last `checkpoints.keep`, but none that the next iteration goes back to."""
+    keep = setup.config.checkpoints.keep
+    if keep is None:
+        return
+    models = [model for node in setup.planner.graph(index + 1) for model in node.models]
+    back = max((index - model.version for model in models if model.node is None and model.version), default=0)
+    for old in range(1, index + 1 - max(keep, back + 1)):
+        for made in folder.manifest(old)["roles"].values():
+            for path in filter(None, (made["folder"], made["state"])):
+                if Path(path).parent == folder.iteration(old):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, float]:

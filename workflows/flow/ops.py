@@ -193,9 +193,10 @@ class Sample(Op):
     def shown(self, table: pa.Table, context: Context) -> list[list[Message]]:
         """The messages that the model is given for each row."""
         messages = table["prompt"].to_pylist()
-        for name, rows in groups(table) if self.show else ():
-            for row in rows:
-                messages[row.index] = call(self.show, context, name, row)
+        if self.show is not None:
+            for name, rows in groups(table):
+                for row in rows:
+                    messages[row.index] = call(self.show, context, name, row)
         return messages
 
     def failed(self, table: pa.Table, context: Context, error: str) -> pa.Table:

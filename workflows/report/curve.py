@@ -60,7 +60,9 @@ def sentence(index: int, metrics: Metrics, before: Metrics | None = None) -> str
     if value is None:
         loss = next((f", {name} {number(metrics, name):.4g}" for name in metrics if name.endswith("loss")
                      and number(metrics, name) is not None), "")  # fmt: skip
-        return f"{who}: done{loss} (no answers to check the held-out prompts with)"
+        measured = "mean_length" in metrics or "kl_to_initial" in metrics
+        why = "no answers to check the held-out prompts with" if measured else "not evaluated this time"
+        return f"{who}: done{loss} ({why})"
     text = f"{who}: {percent(value)} of its sampled answers to held-out prompts are right"
     if before is not None and accuracy(before) is not None:
         text += f" ({points(value, accuracy(before))} points)"
