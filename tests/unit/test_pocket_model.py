@@ -46,7 +46,7 @@ def test_digits_and_labels_are_single_tokens() -> None:
 
 def test_chat_template() -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "sort 21"}]
-    text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text: Any = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == "<|system|>s<|end|><|user|>sort 21<|end|><|assistant|>"
     full = TOKENIZER.apply_chat_template([*messages, {"role": "assistant", "content": "12"}], tokenize=False)
     assert full == text + "12<|end|>"
@@ -127,13 +127,13 @@ def test_pairs_by_signal(player: Player) -> None:
 
 
 def test_learning_moves_towards_the_chosen(player: Player) -> None:
-    from selfloop.workflows.pocket.worth import Pair, _logprobs
+    from selfloop.workflows.pocket.worth import Pair, reply_logprobs
 
     learner = load(POCKET_MODEL).model
     prompt = player.encode([roles.answer_messages("sort 321")])[0]
     chosen, rejected = (player.tokenizer(text + "<|end|>")["input_ids"] for text in ("123", "132"))
-    before = _logprobs(learner, [(prompt, chosen), (prompt, rejected)])
+    before = reply_logprobs(learner, [(prompt, chosen), (prompt, rejected)])
     learn(learner, [Pair(prompt, chosen, rejected)] * 8, 1e-4, Settings(pairs=4), random.Random(0))
-    after = _logprobs(learner, [(prompt, chosen), (prompt, rejected)])
+    after = reply_logprobs(learner, [(prompt, chosen), (prompt, rejected)])
     gap = (after[0] - after[1]) - (before[0] - before[1])
     assert float(gap.detach()) > 0

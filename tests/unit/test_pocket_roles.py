@@ -7,10 +7,9 @@ import math
 import pytest
 
 from selfloop.workflows.pocket import roles
-from selfloop.workflows.pocket.tasks import parse_task
+from selfloop.workflows.pocket.tasks import Task
 
-TASK = parse_task("sort 52913")
-assert TASK is not None
+TASK = Task("sort", ("52913",))
 ROW = {"prompt": roles.answer_messages(TASK.text), "response": "12359", "other": "91235"}
 
 

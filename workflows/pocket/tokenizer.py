@@ -6,7 +6,7 @@ normal form C), a digit is always one token, and `yes`, `no`, `A` and `B` are si
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -78,9 +78,10 @@ def build_tokenizer() -> Qwen2Tokenizer:
     )
     words.train_from_iterator([text for word in WORDS for text in (word, " " + word)], trainer)
     learned = json.loads(words.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
     return Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=merges,
         unk_token=SPECIAL[0],
         pad_token=SPECIAL[0],
         eos_token=SPECIAL[1],

@@ -95,9 +95,10 @@ def batches(
         examples = sorted(_encode(tokenizer, [_segments(*row) for row in chunk]), key=len)
         groups = [examples[i : i + rows] for i in range(0, len(examples), rows)]
         rng.shuffle(groups)
+        pad: Any = tokenizer.pad_token_id
         for group in groups:
             made += 1
-            yield _padded(group, int(tokenizer.pad_token_id))
+            yield _padded(group, pad)
 
 
 Example = list[tuple[int, bool]]  # tokens, and whether each is trained on

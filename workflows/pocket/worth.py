@@ -34,7 +34,7 @@ from selfloop.workflows.pocket.tasks import Task, generate, verify
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SIGNALS", "Pair", "Settings", "curve", "main", "pairs_of"]
+__all__ = ["SIGNALS", "Pair", "Settings", "curve", "learn", "main", "pairs_of", "reply_logprobs"]
 
 SIGNALS = ("majority", "judge", "shuffled", "reversed", "unpublished")
 
@@ -102,7 +102,7 @@ def _votes(group: Sequence[Said]) -> list[float]:
     return [counts[one.text.strip()] / len(group) for one in group]
 
 
-def _logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
+def reply_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
     """Sum of the log-probs of each reply, (rows,)."""
     import torch
 
@@ -130,9 +130,9 @@ def learn(model: Any, pairs: Sequence[Pair], lr: float, settings: Settings, rng:
         rows = [(pair.prompt, pair.chosen) for pair in batch] + [
             (pair.prompt, pair.rejected) for pair in batch
         ]
-        now = _logprobs(model, rows)
+        now = reply_logprobs(model, rows)
         with torch.no_grad():
-            before = _logprobs(reference, rows)
+            before = reply_logprobs(reference, rows)
         chosen, rejected = (now - before).chunk(2)
         lengths = torch.tensor([len(pair.chosen) for pair in batch])
         preference = -torch.nn.functional.logsigmoid(settings.beta * (chosen - rejected))
