@@ -194,7 +194,12 @@ class Chain(Recipe):
         answers = prompts.sample(it.policy, n=1)
         beside = prompts.sample(it.policy, n=2, name="beside")
         refined = answers.play(self.refine, policy=it.policy, beside=beside, adds={"was": pa.string()})
-        return it.policy.train(refined, SFT(), reference=None, optimizer="fresh")
+        plain = refined.recontext(own_prompt, tokens=it.policy, reads=("was",))
+        return it.policy.train(plain, SFT(), reference=None, optimizer="fresh")
+
+
+def own_prompt(row: Any) -> list[dict[str, str]]:
+    return row["prompt"]
 
 
 class Several(Recipe):
@@ -233,7 +238,7 @@ def hashes(path: Path) -> dict[str, str]:
     folder = RunFolder(path)
     return {
         node: row_hash([read_table(part.path) for part in folder.parts(2, node)])
-        for node in ("sample", "play")
+        for node in ("sample", "play", "recontext")
     }
 
 

@@ -61,8 +61,8 @@ class Edit(Op):
                 cut = table["finish"][place].as_py() == "length" if "finish" in table.column_names else False
                 new = {"response": changed[index], "response_ids": ids[:-1] if cut else ids,
                        "completion": assistant(changed[index]), "response_logprobs": None}  # fmt: skip
-                for name in columns:
-                    columns[name][place] = new[name]
+                for name, values in columns.items():
+                    values[place] = new[name]
         for name, values in columns.items():
             table = with_column(table, name, pa.array(values, COLUMNS[name][0]))
         marks = [was or index in changed for was, index in zip(before, kept, strict=True)]

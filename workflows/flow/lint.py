@@ -76,10 +76,14 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
         one for reads in objective.reads.values() for one in reads
     }
     if ratios and "edited" in rows.columns:
-        yield (f"node {node.name!r}: {name} takes the ratio to what was sampled ({', '.join(sorted(ratios))}), and {rows.name!r} holds "
-               "responses that were edited or stand under another prompt. Choose an objective without a ratio")  # fmt: skip
+        yield (f"node {node.name!r}: {name} takes the ratio to what was sampled ({', '.join(sorted(ratios))}), and "
+               f"{rows.name!r} holds responses that were edited or stand under another prompt. "
+               "Choose an objective without a ratio")  # fmt: skip
     if objective.needs_reference and node.training.reference is None:
-        yield f"node {node.name!r}: {name} measures against a reference, and reference=None was given. Name one, e.g. it.policy"
+        yield (
+            f"node {node.name!r}: {name} measures against a reference, and reference=None was given. "
+            "Name a model, e.g. it.policy"
+        )
 
 
 def models(graph: Graph, node: Node) -> Iterator[str]:

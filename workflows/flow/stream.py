@@ -160,8 +160,9 @@ class Stream:
         different = {model.ref: f"{given}={model.name}" for given, model in models.items()}
         if len(different) != 1:
             raise InputError(
-                f"play asks one model (an engine serves one version at a time), and was given {', '.join(different.values()) or 'none'}. "
-                "Let the other models sample or judge in nodes before it, and hand over their rows"
+                "play asks one model (an engine serves one version at a time), and was given "
+                f"{', '.join(different.values()) or 'none'}. Let the other models sample or "
+                "judge in nodes before it, and hand over their rows"
             )
         model = next(iter(models.values()))
         op = Play(
