@@ -36,7 +36,9 @@ class Worker:
         """Run a barrier's op on whole streams. `splits`: the row counts of the batches its rows make."""
         started = time.perf_counter()
         tables = [
-            pa.concat_tables(read_batches(batches), promote_options="default") for batches in inputs if batches
+            pa.concat_tables(read_batches(batches), promote_options="default")
+            for batches in inputs
+            if batches
         ]
         table = asyncio.run(op.run(tables, context))
         splits = split_groups(table, batch_size)

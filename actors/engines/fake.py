@@ -120,7 +120,11 @@ class FakeEngine:
     def scripted(self, ask: Ask) -> Reply:
         assert self.options.script is not None
         said = self.options.script(ask.prompt_ids, ask.seed, self.served)
-        cuts = [said.index(stop) + len(stop) for stop in ask.params.stop if stop in said] if isinstance(said, str) else []
+        cuts = (
+            [said.index(stop) + len(stop) for stop in ask.params.stop if stop in said]
+            if isinstance(said, str)
+            else []
+        )
         if isinstance(said, str) and cuts:
             ids = self.encode(said[: min(cuts)])[: ask.params.max_tokens]
             return Reply(ids, [self.values[token] for token in ids])

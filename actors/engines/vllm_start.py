@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def start_engine(spec: EngineSpec, facts: ModelFacts) -> LLMEngine:
 
 
 @contextmanager
-def quiet_heap() -> Iterator[None]:
+def quiet_heap() -> Generator[None]:
     """Import without garbage collections, and keep what was imported out of later ones: 2 of 9 seconds of a start."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     gc.disable()
@@ -137,12 +137,12 @@ def quiet_heap() -> Iterator[None]:
 
 def import_model_class(facts: ModelFacts) -> None:
     """Import the model's class here; vLLM would start a second process just to look at it (10 to 20 s)."""
-    from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredModel
+    from vllm.model_executor.models.registry import ModelRegistry
 
     for name in facts.config.get("architectures") or []:
         known = ModelRegistry.models.get(name)
-        if isinstance(known, _LazyRegisteredModel):
-            ModelRegistry.register_model(name, known.load_model_cls())
+        if type(known).__name__ == "_LazyRegisteredModel":
+            ModelRegistry.register_model(name, known.load_model_cls())  # type: ignore[union-attr]
 
 
 def skip_ranks() -> None:

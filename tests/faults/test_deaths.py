@@ -58,6 +58,18 @@ def test_a_killed_driver_goes_on_from_the_last_committed_batch(
     assert "2" in output
 
 
+def test_a_driver_killed_after_training_goes_on_with_the_model_it_made(
+    config: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(config, run)
+    wait_for(run, lambda seen: any(one["event"] == "serve" and "#" in one["model"] for one in seen), process)
+    kill_driver(process)
+    finish(start(config, run))
+    assert result(run, 2) == undisturbed
+    assert sum(one["event"] == "train" and one["iteration"] == 1 for one in events(run)) == 1
+
+
 def test_a_killed_generator_is_replaced_and_its_batches_are_sent_again(
     config: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

@@ -22,12 +22,12 @@ def describe(config: Config, gpus: int = 0) -> str:
     setup = Setup(config)
     graph = setup.planner.graph(min(2, config.iterations))
     rows = estimate(graph, setup)
+    many = sum(rows.values())
     parts = [
         f"{setup.recipe.title} ({setup.recipe.paper}), iteration {graph.iteration} of {config.iterations}",
         "\n".join(line(graph, node, rows) for node in graph),
         f"Devices: {devices(config, gpus)}",
-        f"Rows an iteration: about {sum(rows.values()):,} in {len(rows)} nodes; "
-        f"{config.iterations * sum(rows.values()):,} in all",
+        f"Rows an iteration: about {many:,} in {len(rows)} nodes; {config.iterations * many:,} in all",
         f"Mermaid (paste into any Markdown page):\n```mermaid\n{mermaid(graph)}\n```",
     ]
     return "\n\n".join(parts)

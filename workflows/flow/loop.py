@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selfloop.workflows.config import Config
+from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job, Meta, Place
+from selfloop.workflows.flow.lint import lint
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.report.console import Console
@@ -34,6 +36,9 @@ def run(config: Config, run_dir: str | Path, console: Console | None = None) -> 
     from selfloop.workflows.flow.ray_runtime import ray_runtime
 
     setup = Setup(config)
+    problems = lint(setup.planner)
+    if problems:
+        raise InputError.of(problems)
     folder = RunFolder(run_dir)
     going_on = folder.open(config.model_dump(mode="json"))
     console = console or Console(config.iterations)

@@ -97,11 +97,22 @@ class Runner:
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
         self.outcome.trained[flow.node.name] = result.metrics
         self.outcome.curves[flow.node.name] = result.curve
+        rows = int(result.metrics.get("examples", 0))
+        self.job.progress(
+            flow.node.name, {"batches": 1, "total": 1, "complete": True, "queued": 0, "rows": rows}
+        )
         self.model_made(self.job.label_of(flow.node, self.graph), dict(result.receipt))
 
     def report(self, flow: Flow) -> None:
         """Tell the console how far the node is, and stop a run whose rows mostly fail."""
         counted = flow.counted
         self.job.check_failures(flow.node.name, counted, done=False)
-        self.job.progress(flow.node.name, {"batches": flow.released, "total": flow.total, "complete": flow.complete,
-                                           "queued": flow.in_flight, **counted})  # fmt: skip
+        state = {
+            "batches": flow.released,
+            "total": flow.total,
+            "complete": flow.complete,
+            "queued": flow.in_flight,
+        }
+        if flow.node.verb != "sample":
+            counted = {name: value for name, value in counted.items() if name != "tokens"}
+        self.job.progress(flow.node.name, {**state, **counted})

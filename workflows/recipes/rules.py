@@ -68,7 +68,7 @@ def _sample(row: Row) -> int:
 class BestOfN(Rule):
     """Keeps the `keep` responses with the highest scores, equal ones by sample number; none if none is scored."""
 
-    keep: int = Field(1, ge=1)
+    keep: int = Field(default=1, ge=1)
 
     def __call__(self, rows: Sequence[Row], rng: random.Random) -> list[Row]:
         return sorted(scored_rows(rows), key=lambda row: -row["score"])[: self.keep]
@@ -80,7 +80,7 @@ class Correct(Rule):
     Correct is a score of at least `threshold`. dedup: of equal texts only the first counts.
     """
 
-    cap: int | None = Field(10, ge=1, description="most kept a prompt; None: all")
+    cap: int | None = Field(default=10, ge=1, description="most kept a prompt; None: all")
     dedup: bool = False
     threshold: float = 0.5
 
@@ -104,7 +104,7 @@ class MostAgainstLeast(Rule):
     extract: as in the judge.
     """
 
-    threshold: float = Field(0.5, ge=0, le=1, description="tau, as a share of k")
+    threshold: float = Field(default=0.5, ge=0, le=1, description="tau, as a share of k")
     extract: Extract = "text"
 
     def __call__(self, rows: Sequence[Row], rng: random.Random) -> list[Pair]:
