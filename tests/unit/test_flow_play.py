@@ -15,7 +15,7 @@ from selfloop.actors.engines.fake import FakeEngine
 from selfloop.workflows.errors import EngineError, FailedRowsError, RecipeError
 from selfloop.workflows.flow.codec import codec_of
 from selfloop.workflows.flow.lint import lint
-from selfloop.workflows.flow.ops import Context
+from selfloop.workflows.flow.ops import Context, identity
 from selfloop.workflows.flow.play import AskError, Play, Player
 from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.objectives.sft import SFT
@@ -216,6 +216,19 @@ class Fails(Recipe):
 
 async def boom(player: Player, rows: list[Any], rng: Any) -> Any:
     raise ValueError("boom")
+
+
+def test_a_key_knows_the_settings_of_a_recipe_whose_method_is_the_program() -> None:
+    class Set(Chain):
+        rounds: int = 1
+
+    assert (
+        identity(Set().refine)
+        == identity(Set().refine)
+        != identity(Set(rounds=2).refine)
+        != identity(Chain().refine)
+    )
+    assert identity(Chain().refine) != identity(Chain().iteration)
 
 
 def test_two_models_in_one_play_are_refused_with_the_way_out() -> None:

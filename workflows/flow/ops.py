@@ -86,6 +86,8 @@ def identity(value: Any) -> Any:
     """What a content key knows of a setting: functions and judges by their source, everything else by its value."""
     if isinstance(value, BaseModel):
         return [type(value).__qualname__, source_hash(type(value)), json.loads(value.model_dump_json())]
+    if inspect.ismethod(value):  # a recipe's own: its settings count
+        return [identity(value.__self__), value.__qualname__, source_hash(value.__func__)]
     if callable(value):
         return [getattr(value, "__qualname__", type(value).__qualname__), source_hash(value)]
     if isinstance(value, dict):
