@@ -89,7 +89,6 @@ class Job:
     places: dict[str, Place] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[str, Meta], None] = lambda node, state: None
-    orders: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
 
     # sources
 
@@ -98,21 +97,20 @@ class Job:
         table = self.sources[source.source]
         if table.num_rows == 0:
             raise StoreError(f"the source {source.source!r} has no rows")
-        if source.source == "heldout":
-            rows = table
-        else:
-            count = min(source.count, table.num_rows)
-            rows = table.take(
-                pa.array([self.row_at(source.source, table.num_rows, source.start + k) for k in range(count)])
-            )
+        rows = table
+        if source.source != "heldout":
+            rows = table.take(pa.array(self.order(source, table.num_rows)))
         return rows.select([name for name in rows.column_names if name in source.has])
 
-    def row_at(self, name: str, rows: int, position: int) -> int:
-        epoch, place = divmod(position, rows)
-        order = self.orders.setdefault(
-            (name, rows, epoch), permutation(rows, derive_seed(self.seed, name), epoch)
-        )
-        return int(order[place])
+    def order(self, source: Source, rows: int) -> np.ndarray:
+        """Which rows the source node takes: `count` along one permutation an epoch. Where an iteration runs over the end
+        of an epoch, a row that it has taken already is not taken again."""
+        count, start = min(source.count, rows), source.start
+        epochs = range(start // rows, (start + max(count, 1) - 1) // rows + 1)
+        orders = [permutation(rows, derive_seed(self.seed, source.source), epoch) for epoch in epochs]
+        taken = np.concatenate(orders)[start - epochs[0] * rows :][:count]
+        _, first = np.unique(taken, return_index=True)
+        return taken[np.sort(first)]
 
     def source_batches(self, source: Source) -> Sequence[pa.Table | Stored]:
         """The batches of a source node: slices of its rows, or the committed batches of an earlier node."""
