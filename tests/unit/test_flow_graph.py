@@ -158,7 +158,9 @@ def test_prompts_go_on_where_the_last_iteration_stopped(tmp_path: Any) -> None:
     taken = [[name for batch in job.source_batches(setup.planner.graph(index).nodes["prompts"].op)  # type: ignore[arg-type]
               for name in batch["prompt_id"].to_pylist()] for index in (1, 2, 3)]  # type: ignore[index]  # fmt: skip
     assert [len(names) for names in taken[:2]] == [10, 10] and 8 <= len(taken[2]) <= 10
-    assert all(len(set(names)) == len(names) for names in taken)  # also where an epoch ends within an iteration
+    assert all(
+        len(set(names)) == len(names) for names in taken
+    )  # also where an epoch ends within an iteration
     everything = {name for names in taken for name in names}
     assert len(set(taken[0] + taken[1])) == 20 and len(everything) == 24
 

@@ -158,5 +158,6 @@ def test_sentences_for_newcomers() -> None:
     )
     assert "(+25.0 points)" in curve.sentence(1, second, first)
     assert curve.sentence(1, {"train_loss": 0.5}) == (
-        "after iteration 1: done, train_loss 0.5 (no answers to check the held-out prompts with)"
+        "after iteration 1: done, train_loss 0.5 (not evaluated this time)"
     )
+    assert "(no answers to check the held-out prompts with)" in curve.sentence(1, {"mean_length": 5.0})
