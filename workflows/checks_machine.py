@@ -102,7 +102,7 @@ def check_packages(config: Config) -> Iterator[str]:
 
 def check_folder(config: Config | None, run_dir: Path) -> Iterator[str]:
     """A run folder that cannot be written or that belongs to another config (not compared with None)."""
-    from selfloop.workflows.store.run import RunFolder, differences
+    from selfloop.workflows.store.run import RunFolder, changes
 
     blocked = unwritable(run_dir)
     if blocked:
@@ -117,7 +117,7 @@ def check_folder(config: Config | None, run_dir: Path) -> Iterator[str]:
         yield f"{run_dir}/config.json is broken, so its run cannot go on. Choose another --run-dir"
         return
     if held is not None:
-        changed = differences(held, config.model_dump(mode="json")) if config else []
+        changed = changes(held, config.model_dump(mode="json")) if config else []
         if changed:
             yield (
                 f"{run_dir} holds a run of another config: {'; '.join(changed)}. Choose another --run-dir, or set "

@@ -78,8 +78,14 @@ def run(
 
 
 @app.command()
-def resume(run: Run, debug: Debug = False) -> None:
-    """Go on with a run that was stopped or killed."""
+def resume(
+    run: Run,
+    iterations: Annotated[
+        str | None, typer.Argument(metavar="[iterations=N]", help="extend the run to N iterations")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run that was stopped or killed, or extend a finished one."""
     from selfloop.workflows.config import Config, Draft
     from selfloop.workflows.report.show import open_run
 
@@ -88,7 +94,7 @@ def resume(run: Run, debug: Debug = False) -> None:
         folder = folder.absolute()
         say(f"Run folder: {folder}")
         try:
-            config = Config.model_validate(held)
+            config = Config.model_validate({**held, **extension(iterations)})
         except ValueError as error:
             raise InputError(
                 f"{folder}/config.json does not fit this version of Selfloop: {error}. Resume it with the version in "
@@ -96,6 +102,19 @@ def resume(run: Run, debug: Debug = False) -> None:
             ) from error
         found = checked(Draft(config=config, problems=[]), folder)
     start(config, folder, found.notes, debug)
+
+
+def extension(given: str | None) -> dict[str, int]:
+    """`iterations=5` as a change of the config; nothing else may change in a run that goes on."""
+    if given is None:
+        return {}
+    name, _, number = given.partition("=")
+    if name != "iterations" or not number.isdigit():
+        raise InputError(
+            f"resume takes iterations=N and no other change, and was given {given}: the rows of a run belong to one config. "
+            "Start another run for other settings"
+        )
+    return {"iterations": int(number)}
 
 
 @app.command()

@@ -197,6 +197,19 @@ def test_both_runtimes_give_the_same_rows(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] and len(hashes[0]) > 10
 
 
+def test_an_extended_run_equals_one_started_with_more_iterations(tmp_path: Path) -> None:
+    for iterations in (1, 3):
+        run_on("local", fake_config(iterations=iterations), tmp_path / "extended", Wide())
+    run_on("local", fake_config(iterations=3), tmp_path / "whole", Wide())
+    assert hashes_of(tmp_path / "extended", 3) == hashes_of(tmp_path / "whole", 3)
+
+
+def hashes_of(path: Path, iteration: int) -> dict[str, str]:
+    folder = RunFolder(path)
+    return {node: row_hash([read_table(part.path) for part in folder.parts(iteration, node)])
+            for node in folder.manifest(iteration)["nodes"] if folder.parts(iteration, node)}  # fmt: skip
+
+
 def test_old_checkpoints_go_and_needed_ones_stay(tmp_path: Path) -> None:
     run_on("local", fake_config(iterations=4, checkpoints={"keep": 2}), tmp_path / "run", Plain())
     kept = [

