@@ -60,6 +60,16 @@ def test_the_quickstart_config_runs_and_the_weights_are_proven(tmp_path: Path) -
     assert shown.returncode == 0 and "Held-out accuracy" in shown.stdout
 
 
+def test_two_ranks_with_sharded_weights_train_measure_and_publish(tmp_path: Path) -> None:
+    more = ["trainer.ranks=2", "trainer.zero=3", "generator.replicas=1"]
+    done = selfloop("run", "configs/quickstart.yaml", *SMALL, *more, "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (
+        last["sync_logprob_gap"] <= 1e-3 and abs(last["kl_to_initial"]) > 1e-5
+    )  # the weights changed and arrived
+
+
 def test_real_questions_on_a_random_model(tmp_path: Path) -> None:
     """Two iterations; prompts that are too long become failed rows; what is shown can be read."""
     run, config = tmp_path / "run", gsm8k_config(tmp_path, "expert-iteration", "{samples: 4, epochs: 1}")

@@ -77,9 +77,11 @@ class Calls:
         replica.in_flight += 1
         call.generation = replica.generation
         method = getattr(replica.actor, call.method).options(num_returns=2)
-        call.data, meta = method.remote(
-            self.ops[node.name], self.job.context(node, self.iteration), *call.args
-        )
+        given = (self.ops[node.name], self.job.context(node, self.iteration), *call.args)
+        call.data, meta = method.remote(*given)
+        if call.pool is self.actors.trainer.pool:  # a forward over several ranks needs every one of them
+            for rank in self.actors.trainer.ranks[1:]:
+                rank.run.remote(*given)
         self.running[meta] = call
         self.job.folder.event(
             "batch", iteration=self.iteration, node=node.name, batch=call.index, on=replica.name
