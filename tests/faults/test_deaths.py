@@ -52,10 +52,9 @@ def test_a_killed_driver_goes_on_from_the_last_committed_batch(
         process = start(config, run)
         wait_for(run, sampling(iteration, batches), process)
         kill_driver(process)
-    output = finish(start(config, run))
+    finish(start(config, run))
     assert result(run, 2) == undisturbed
     assert committed_twice(run) == []
-    assert "2" in output
 
 
 def test_a_driver_killed_after_training_goes_on_with_the_model_it_made(

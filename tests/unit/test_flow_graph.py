@@ -174,3 +174,12 @@ def test_two_nodes_of_one_name_are_refused() -> None:
 
     with pytest.raises(InputError, match="two nodes of one iteration are named 'a'"):
         setup_of(fake_config(), Twice()).planner.build(1, setup_of(fake_config()).planner.sources)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["reuse", "judge_model"])
+def test_a_setting_that_nothing_obeys_yet_is_refused(name: str, tmp_path: Any) -> None:
+    from selfloop.workflows.flow.loop import run
+
+    with pytest.raises(InputError, match=f"{name} is set, and this version"):
+        run(fake_config(**{name: "somewhere"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -39,7 +39,6 @@ class Flow:
     waiting: list[Batch] = field(default_factory=list)  # released, not yet given to the writer
     writing: int = 0
     stored: list[Stored] = field(default_factory=list)  # committed
-    metas: list[Meta] = field(default_factory=list)  # of committed batches (summed up when there are many)
     parts: int = 0
     checksums: list[str] = field(default_factory=list)
     complete: bool = False

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,6 @@ from selfloop.workflows.flow.graph import Graph, ModelRef, Node, content_key
 from selfloop.workflows.flow.ops import Context, Source
 from selfloop.workflows.store.parts import Stored
 from selfloop.workflows.store.run import RunFolder
-
-if TYPE_CHECKING:
-    from selfloop.actors.trainer import TrainResult
 
 __all__ = ["Job", "Place", "count_batch", "permutation", "split_groups"]
 
@@ -242,7 +239,3 @@ def summary_numbers(table: pa.Table) -> dict[str, float]:
     """The (name, value) rows of a summary node, without what is not a number."""
     pairs = zip(table["name"].to_pylist(), table["value"].to_pylist(), strict=True)
     return {name: value for name, value in pairs if value is not None and not math.isnan(value)}
-
-
-def train_metrics(result: TrainResult) -> dict[str, float]:
-    return {name: value for name, value in result.metrics.items() if math.isfinite(value)}

@@ -36,7 +36,7 @@ def run(config: Config, run_dir: str | Path, console: Console | None = None) -> 
     from selfloop.workflows.flow.ray_runtime import ray_runtime
 
     setup = Setup(config)
-    problems = lint(setup.planner)
+    problems = [*unbuilt(config), *lint(setup.planner)]
     if problems:
         raise InputError.of(problems)
     folder = RunFolder(run_dir)
@@ -53,6 +53,15 @@ def run(config: Config, run_dir: str | Path, console: Console | None = None) -> 
             return history
         finally:
             folder.close()
+
+
+def unbuilt(config: Config) -> list[str]:
+    """Settings whose names are fixed and that nothing obeys yet: refused, so that no run only seems to follow them."""
+    return [
+        f"{name} is set, and this version of Selfloop does not act on it yet. Leave it out"
+        for name in ("reuse", "judge_model")
+        if getattr(config, name) is not None
+    ]
 
 
 def loop(
