@@ -1,0 +1,167 @@
+"""Whole iterations beside the bare engines on the same work, interleaved: the same prompts, tokens and training rows.
+
+    python -m tests.benchmarks.bench_iteration [--configs self-rewarding grpo] [--iterations 7] [key=value ...]
+
+After each iteration of a real run (Ray, vLLM, DeepSpeed), bare vLLM samples and judges the prompts that it committed,
+as many tokens each, and a bare DeepSpeed loop trains on its rows. All engines were started before. An iteration is
+everything from the end of the one before it: planning, sampling, judging, committing, training, checkpoint, publishing,
+proof. Iterations from 2 on count, without the last, which alone is evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfloop.actors.batching import Plan
+from selfloop.workflows.config import Config, load_config
+from selfloop.workflows.flow.codec import Codec
+from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.loop import run
+from selfloop.workflows.flow.ops import Sample
+from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.judges.base import PromptJudge
+from selfloop.workflows.report.console import Console
+from selfloop.workflows.store.parts import read_batches
+from selfloop.workflows.store.run import RunFolder
+from tests.benchmarks import bare
+from tests.benchmarks.machine import Load, describe
+
+__all__ = ["measure"]
+
+
+class Interleaved(Console):
+    """A console that says nothing and, when an iteration has ended, lets the bare engines do its work again."""
+
+    def __init__(self, setup: Setup, folder: RunFolder):
+        super().__init__(live=False)
+        self.setup, self.folder = setup, folder
+        engine, self.spec, _ = setup.specs(0)
+        replicas = setup.config.generator.replicas
+        self.engines = [bare.Worker(bare.vllm, engine) for _ in range(replicas)]
+        self.trainer = bare.Worker(bare.trainer, self.spec)
+        self.codec = Codec(setup.folder)
+        self.found: list[dict[str, float]] = []
+        self.since = time.perf_counter()
+
+    def line(self, text: str) -> None:
+        """Nothing is printed beside a measurement."""
+
+    def iteration(self, index: int, metrics: Mapping[str, Any]) -> None:
+        """Measure the same work on the bare engines, unless this iteration only warmed up, or was evaluated."""
+        seconds = time.perf_counter() - self.since
+        if 1 <= index < self.setup.config.iterations:
+            figures = self.bare(index) | {"selfloop": seconds, "wall_s": metrics["wall_s"]}
+            figures |= {name: metrics[f"train_{name}"] for name in ("prepare_s", "train_s", "save_s")}
+            if index > 1:  # the first iteration warms both sides up
+                self.found.append(figures)
+        self.since = time.perf_counter()
+
+    def bare(self, index: int) -> dict[str, float]:
+        """Seconds of bare vLLM a node, of the bare DeepSpeed loop, and of all of it."""
+        graph = self.setup.planner.graph(index)
+        figures: dict[str, float] = {}
+        for node in graph:
+            if node.op is not None and node.op.place == "engine" and not node.evaluation:
+                work = requests(node.op, self.rows(graph, node.name), self.codec)
+                figures[f"bare {node.name}"] = bare.together(self.engines, split(work, len(self.engines)))
+            if node.training is not None:
+                rows = self.rows(graph, node.inputs[0])
+                self.trainer.send(training(node.training, rows, self.spec, self.seed(graph, node.name)))
+                figures["bare DeepSpeed"] = self.trainer.receive()[0]
+        return figures | {"bare": sum(figures.values())}
+
+    def seed(self, graph: Graph, node: str) -> int:
+        from selfloop.workflows.data.seeds import derive_seed
+
+        return derive_seed(self.setup.config.seed, graph.iteration, node)
+
+    def rows(self, graph: Graph, node: str) -> list[dict[str, Any]]:
+        """The committed rows of a node, in their order."""
+        parts = self.folder.parts(graph.iteration, node)
+        return [row for part in parts for table in read_batches(part.stored()) for row in table.to_pylist()]
+
+    def close(self) -> None:
+        for worker in (*self.engines, self.trainer):
+            worker.close()
+
+
+def requests(op: Any, rows: list[dict[str, Any]], codec: Codec) -> tuple[Any, ...]:
+    """What the run asked its engine for at this node, as bare vLLM gets it."""
+    if isinstance(op, Sample):
+        sampling = {"temperature": op.temperature, "top_p": op.top_p}
+        return (
+            "sample",
+            [(row["prompt_ids"], len(row["response_ids"]), row["seed"]) for row in rows],
+            [],
+            sampling,
+        )
+    judge = op.judge
+    assert isinstance(judge, PromptJudge) and judge.labels, "judges that write text are not replayed yet"
+    labels = [codec.token(label) for label in judge.labels]
+    return "label", [(codec.encode(judge.messages(row)), 1, 0) for row in rows], labels, {}
+
+
+def split(work: tuple[Any, ...], parts: int) -> list[tuple[Any, ...]]:
+    """The same work for several engines, in equal shares of neighbouring requests."""
+    what, asked, *rest = work
+    size = -(-len(asked) // parts)
+    return [(what, asked[start : start + size], *rest) for start in range(0, len(asked), size)]
+
+
+def training(node: Any, rows: list[dict[str, Any]], spec: Any, seed: int) -> tuple[Any, ...]:
+    """The run's own training rows in the run's own optimizer steps, as the bare loop gets them."""
+    plan = Plan(len(rows), node.batch_size or spec.batch_size, node.epochs, seed)
+    steps = [[int(row) for row in plan.step(index)] for index in range(plan.steps)]
+    name, settings = type(node.objective).__name__.lower(), node.objective.model_dump()
+    columns = {
+        "grpo": ("prompt_ids", "response_ids", "advantages"),
+        "dpo": ("prompt_ids", "chosen_ids", "rejected_ids"),
+    }
+    return name, settings, [tuple(row[column] for column in columns[name]) for row in rows], steps
+
+
+def measure(name: str, iterations: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """Medians of seconds, and of the ratio of each iteration to its own bare work."""
+    every = [f"iterations={iterations + 2}", "evaluation.every=1000000", "checkpoints.keep=2"]
+    config: Config = load_config(name, [*every, *overrides])
+    place = Path(tempfile.mkdtemp(prefix="selfloop-bench-"))
+    console = Interleaved(Setup(config), RunFolder(place / "run"))
+    load = Load()
+    try:
+        run(config, place / "run", console)
+    finally:
+        console.close()
+        shutil.rmtree(place, ignore_errors=True)
+    names = console.found[0]
+    ratios = [line["selfloop"] / line["bare"] for line in console.found]
+    return {
+        "config": name, **{key: statistics.median(line[key] for line in console.found) for key in names},
+        "ratio": statistics.median(ratios), "ratios": [round(ratio, 3) for ratio in ratios], "load": load.sentence(),
+        "replicas": config.generator.replicas,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--configs", nargs="+", default=["self-rewarding", "grpo"])
+    parser.add_argument(
+        "--iterations", type=int, default=5, help="that are measured, beside the first and the last"
+    )
+    parser.add_argument("overrides", nargs="*", help="key=value, for every config")
+    chosen = parser.parse_args()
+    print(describe())
+    for name in chosen.configs:
+        found = measure(name, chosen.iterations, chosen.overrides)
+        print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
