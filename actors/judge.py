@@ -45,8 +45,8 @@ class Worker:
         return table, {**count_batch(table), "splits": splits, "seconds": time.perf_counter() - started}
 
     def write(
-        self, folder: str, number: int, first: int, batches: list[dict[str, Any]], *tables: pa.Table
+        self, folder: str, number: int, first: int, batches: list[dict[str, Any]], key: str, *tables: pa.Table
     ) -> tuple[Part, str]:
         """Commit consecutive batches as one part; returns it with the checksum of its file."""
-        part = write_part(folder, number, first, tables, batches)
+        part = write_part(folder, number, first, tables, batches, key)
         return part, hashlib.sha256(Path(part.path).read_bytes()).hexdigest()[:16]

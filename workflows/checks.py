@@ -12,6 +12,7 @@ from selfloop.workflows.checks_machine import check_folder, check_machine, check
 from selfloop.workflows.checks_model import ModelFacts, check_model
 from selfloop.workflows.config import Config, Draft
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.store.run import RunFolder
 
 __all__ = ["Findings", "inspect", "problems"]
 
@@ -89,9 +90,19 @@ def check_graph(config: Config, found: Findings) -> None:
 
 
 def check_reuse(config: Config) -> list[str]:
-    """A run to take finished nodes from that is no run."""
-    if config.reuse is None or (Path(config.reuse) / "config.json").is_file():
+    """A run to take finished nodes from that is no run, or whose batches have other borders."""
+    if config.reuse is None:
         return []
-    return [
-        f"reuse {config.reuse} is no run folder (it has no config.json). Name a run folder, or leave it out"
-    ]
+    held = RunFolder(config.reuse).config()
+    if held is None:
+        return [
+            f"reuse {config.reuse} is no run folder (it has no config.json). Name a run folder, or leave it out"
+        ]
+    if held.get("batch_size") != config.batch_size:
+        return [
+            (
+                f"reuse {config.reuse} has batch_size {held.get('batch_size')} and this config {config.batch_size}, and a node "
+                f"is taken over batch by batch. Set batch_size={held.get('batch_size')}: it does not change the rows"
+            )
+        ]
+    return []

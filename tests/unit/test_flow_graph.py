@@ -8,8 +8,9 @@ import pytest
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.describe import describe, mermaid
+from selfloop.workflows.flow.keys import identity
 from selfloop.workflows.flow.lint import lint
-from selfloop.workflows.flow.ops import Sample, identity
+from selfloop.workflows.flow.ops import Sample
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.judges.rubric import AdditiveRubric
@@ -176,7 +177,7 @@ def test_two_nodes_of_one_name_are_refused() -> None:
         setup_of(fake_config(), Twice()).planner.build(1, setup_of(fake_config()).planner.sources)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["reuse", "judge_model"])
+@pytest.mark.parametrize("name", ["judge_model"])
 def test_a_setting_that_nothing_obeys_yet_is_refused(name: str, tmp_path: Any) -> None:
     from selfloop.workflows.flow.loop import run
 

@@ -14,8 +14,9 @@ from selfloop.actors.engines import Ask, EngineSpec
 from selfloop.actors.engines.fake import FakeEngine
 from selfloop.workflows.errors import EngineError, FailedRowsError, RecipeError
 from selfloop.workflows.flow.codec import codec_of
+from selfloop.workflows.flow.keys import identity
 from selfloop.workflows.flow.lint import lint
-from selfloop.workflows.flow.ops import Context, identity
+from selfloop.workflows.flow.ops import Context
 from selfloop.workflows.flow.play import AskError, Play, Player
 from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.objectives.sft import SFT

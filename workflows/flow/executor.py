@@ -228,7 +228,7 @@ class Executor(Runner):
         ]
         folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
         self.calls.write(
-            flow, folder, flow.parts, len(flow.stored), metas, *[batch.data for batch in batches]
+            flow, folder, flow.parts, len(flow.stored), metas, flow.key, *[batch.data for batch in batches]
         )
         flow.writing += 1
 

@@ -43,7 +43,8 @@ class Flow:
     checksums: list[str] = field(default_factory=list)
     complete: bool = False
     known: int | None = None  # number of batches, when it cannot be derived (a barrier's)
-    key: str = ""
+    key: str = ""  # content key, once the models it needs are known
+    written: str = ""  # content key that its committed parts carry
     counted: Meta = field(default_factory=dict)
 
     @property
@@ -128,8 +129,11 @@ class Flow:
         for part in parts:
             if part.first != len(self.stored):
                 break
+            self.written = part.key
             self.take(part)
         self.sent = self.released = len(self.stored)
+        if self.barrier and self.stored:
+            self.sent, self.known = 1, len(self.stored)
 
     def evict(self, active: set[str]) -> None:
         """Let go of rows that are committed and that no active reader still has to read."""
@@ -160,6 +164,4 @@ def make_flows(graph: Graph, job: Job) -> dict[str, Flow]:
             flow.complete = True
         elif node.training is None:
             flow.resume(job.folder.parts(graph.iteration, node.name))
-            if flow.barrier and flow.stored:
-                flow.sent, flow.known = 1, len(flow.stored)
     return flows

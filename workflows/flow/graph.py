@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from selfloop.workflows.flow.keys import identity
 from selfloop.workflows.flow.ops import Op, Source
 from selfloop.workflows.objectives.base import Objective
 
@@ -43,8 +42,6 @@ class Training:
 
     @property
     def settings(self) -> dict[str, Any]:
-        from selfloop.workflows.flow.ops import identity
-
         return {
             "objective": identity(self.objective),
             "start": self.start.name,
@@ -111,22 +108,3 @@ class Graph:
 
     def sources(self) -> list[tuple[Node, Source]]:
         return [(node, node.op) for node in self if isinstance(node.op, Source)]
-
-
-def content_key(
-    node: Node, inputs: Mapping[str, str], models: Mapping[str, str], run: Mapping[str, Any]
-) -> str:
-    """What this node's rows depend on, and nothing else.
-
-    inputs: content key of each input. models: hash of weights, tokenizer and template of each model used. run: seed,
-    iteration, engine, dtype, package versions (for `train` also ranks and ZeRO stage).
-    """
-    known = {
-        "verb": node.verb,
-        "name": node.name,
-        "settings": node.settings,
-        "inputs": [inputs[name] for name in node.inputs],
-        "models": {model.name: models[model.name] for model in node.models},
-        "run": dict(run),
-    }
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ import pyarrow.compute as pc
 
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import FailedRowsError, StoreError
-from selfloop.workflows.flow.graph import Graph, ModelRef, Node, content_key
+from selfloop.workflows.flow.graph import Graph, ModelRef, Node
+from selfloop.workflows.flow.keys import content_key
 from selfloop.workflows.flow.ops import Context, Source
 from selfloop.workflows.store.parts import Stored
 from selfloop.workflows.store.run import RunFolder
@@ -33,6 +35,10 @@ class Place:
     state: str | None = None
     receipt: Mapping[str, str] | None = None
     checksum: str = ""
+
+
+def column_hash(column: pa.ChunkedArray) -> str:
+    return hashlib.sha256(json.dumps(column.to_pylist(), default=str).encode()).hexdigest()[:16]
 
 
 def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
@@ -84,8 +90,10 @@ class Job:
     sources: Mapping[str, pa.Table]
     max_failed_rows: float
     places: dict[str, Place] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)  # by kind of actor: engine, trainer
+    reuse: RunFolder | None = None
     progress: Callable[[str, Meta], None] = lambda node, state: None
+    hashes: dict[str, dict[str, str]] = field(default_factory=dict)
 
     # sources
 
@@ -189,15 +197,27 @@ class Job:
 
     def key(self, node: Node, graph: Graph, keys: Mapping[str, str]) -> str:
         """The node's content key, once its inputs and models are known."""
-        run: dict[str, Any] = {"seed": self.seed, "iteration": graph.iteration, **self.versions}
-        if isinstance(node.op, Source) and not node.op.source.startswith("@"):
+        place = "trainer" if node.op is None else node.op.place
+        run: dict[str, Any] = {
+            "seed": self.seed,
+            "iteration": graph.iteration,
+            **self.versions.get(place, {}),
+        }
+        if isinstance(node.op, Source):
             run["rows"] = self.source_hash(node.op)
         models = {model.name: self.place(model).checksum or self.place(model).folder for model in node.models}
         return content_key(node, keys, models, run)
 
     def source_hash(self, source: Source) -> str:
-        ids = "".join(self.sources[source.source]["prompt_id"].to_pylist())
-        return hashlib.sha256(ids.encode()).hexdigest()[:16]
+        """What a source's rows are made of: its table, or the content key of the earlier node that it reads."""
+        if source.source.startswith("@"):
+            iteration, node = source.source[1:].split("/", 1)
+            return self.folder.manifest(int(iteration))["nodes"].get(node, {}).get("key", "")
+        if source.source not in self.hashes:
+            table = self.sources[source.source]
+            self.hashes[source.source] = {name: column_hash(table[name]) for name in table.column_names}
+        hashes = self.hashes[source.source]
+        return " ".join(f"{name} {hashes[name]}" for name in sorted(source.has) if name in hashes)
 
     def context(self, node: Node, iteration: int) -> Context:
         """What the node's op is told of the run."""

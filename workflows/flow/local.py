@@ -34,6 +34,7 @@ class LocalRuntime(Runner):
         """Run every node that is not complete yet."""
         self.begin(graph)
         for flow in self.flows.values():
+            self.prepare(flow)
             if flow.complete:
                 continue
             if flow.node.training is not None:
@@ -95,7 +96,7 @@ class LocalRuntime(Runner):
         folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
         tables, metas = [table for table, _ in batches], [meta for _, meta in batches]
         flow.writing += 1
-        flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, metas), "")
+        flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, metas, flow.key), "")
 
     def train(self, flow: Flow) -> None:
         from selfloop.actors.trainer import TrainWork

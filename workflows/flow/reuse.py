@@ -1,0 +1,63 @@
+"""Nothing is computed twice: finished nodes of another run, taken over where the content keys match."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from selfloop.workflows.flow.flows import Flow
+from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.job import Job
+from selfloop.workflows.flow.ops import Source
+
+__all__ = ["take_node"]
+
+
+def take_node(job: Job, graph: Graph, flow: Flow) -> bool:
+    """Commit the node with the rows or the model that the run `job.reuse` has for it; False if it has none."""
+    if job.reuse is None or isinstance(flow.node.op, Source) or flow.stored:
+        return False
+    name = flow.node.name
+    entry = job.reuse.manifest(graph.iteration)["nodes"].get(name)
+    if entry is None or entry["key"] != flow.key:
+        return False
+    entry = {**entry, "reused": str(job.reuse.path)}
+    if flow.node.training is None:
+        parts = job.reuse.parts(graph.iteration, name)
+        if sum(len(part.batches) for part in parts) < entry["batches"]:
+            return False  # its rows were deleted
+        for part in parts:
+            link(Path(part.path), job.folder.node(graph.iteration, name) / Path(part.path).name)
+        flow.resume(job.folder.parts(graph.iteration, name))
+    else:
+        made = take_model(entry["model"], job.made_folder(flow.node, graph))
+        if made is None:
+            return False
+        entry["model"] = made
+    job.folder.commit_node(graph.iteration, name, entry)
+    job.folder.event("reuse", iteration=graph.iteration, node=name, run=str(job.reuse.path))
+    return True
+
+
+def take_model(model: dict[str, Any], out: Path) -> dict[str, Any] | None:
+    """The checkpoint and its state, under this run's names; None if the other run has deleted them."""
+    folders = {"folder": out, "state": out.with_name(f"{out.name}-state")}
+    if not Path(model["folder"]).is_dir():
+        return None
+    for field, target in folders.items():
+        if model[field] and Path(model[field]).is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(model[field], target, copy_function=link)
+    return {**model, **{field: str(target) for field, target in folders.items() if model[field]}}
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """The same file under another name; a copy where the file system has no links across these places."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
