@@ -27,7 +27,7 @@ Probe = list[tuple[list[int], list[int], list[float]]]
 """(prompt tokens, sampled tokens, the engine's log-probs of them)."""
 
 
-LONG_PROBE = 288  # tokens; a block of the prefix cache holds 128 on CPU
+LONG_PROBE = 160  # tokens; a block of the prefix cache holds at most 128 of them
 
 
 class Generator:
