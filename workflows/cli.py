@@ -1,4 +1,4 @@
-"""The command line: `selfloop run | check | methods | show | chat | resume | version`.
+"""The command line: `selfloop run | resume | check | methods | show | why | chat | version`.
 
 Exit status: 0 done, 2 bad input (a message on stderr), 1 failed, 130 stopped. Nothing heavy is imported before its use.
 """
@@ -86,20 +86,12 @@ def resume(
     debug: Debug = False,
 ) -> None:
     """Go on with a run that was stopped or killed, or extend a finished one."""
-    from selfloop.workflows.config import Config, Draft
-    from selfloop.workflows.report.show import open_run
+    from selfloop.workflows.config import Draft
+    from selfloop.workflows.report.show import open_config
 
     with outcomes(debug):
-        folder, held = open_run(run)
-        folder = folder.absolute()
+        folder, config = open_config(run, **extension(iterations))
         say(f"Run folder: {folder}")
-        try:
-            config = Config.model_validate({**held, **extension(iterations)})
-        except ValueError as error:
-            raise InputError(
-                f"{folder}/config.json does not fit this version of Selfloop: {error}. Resume it with the version in "
-                "environment.json"
-            ) from error
         found = checked(Draft(config=config, problems=[]), folder)
     start(config, folder, found.notes, debug)
 
@@ -156,6 +148,34 @@ def show(run: Run, debug: Debug = False) -> None:
 
     with outcomes(debug):
         say(screen(run, min(120, shutil.get_terminal_size((80, 24)).columns)))
+
+
+@app.command()
+def why(
+    run: Run,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROW|VERSION",
+            help="PROMPT[/NODE][/SAMPLE][@ITERATION], e.g. 9daf80/3@1, or a version, e.g. 3 or policy@3",
+        ),
+    ],
+    debug: Debug = False,
+) -> None:
+    """Where a row or a version comes from, back to the prompt and the initial model.
+
+    A ROW is a prompt_id, or at least 6 characters that only it begins with; if need be with the number of the sample, the
+    node that made it, and the iteration: 9daf80, 9daf80/3, 9daf80/3@1, 9daf80/sample/3@1. Of one sample it shows the
+    prompt, seed and settings, each verdict with the judge's prompt and words, which pair it went into, which training, and
+    the weights behind it. Of a VERSION it shows the checkpoint, how and on which rows it was trained, and the versions
+    before it.
+    """
+    import shutil
+
+    from selfloop.workflows.report.why import why as chain
+
+    with outcomes(debug):
+        say(chain(run, what, min(100, shutil.get_terminal_size((80, 24)).columns)))
 
 
 @app.command()

@@ -15,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.report import curve
 from selfloop.workflows.trackers import read_metrics
 
-__all__ = ["NodeCount", "count_node", "list_nodes", "open_run", "show"]
+__all__ = ["NodeCount", "count_node", "list_nodes", "open_config", "open_run", "show"]
 
 WIDTH = 80
 EXAMPLES = 3
@@ -42,6 +43,19 @@ def open_run(run: str | Path) -> tuple[Path, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}. Restore the file, or name another run") from error
     return folder, held.get("config", held)
+
+
+def open_config(run: str | Path, **changes: Any) -> tuple[Path, Config]:
+    """(absolute folder, config with these changes) of a run. Raises InputError, also for a config of another version."""
+    folder, held = open_run(run)
+    folder = folder.absolute()
+    try:
+        return folder, Config.model_validate({**held, **changes})
+    except ValueError as error:
+        raise InputError(
+            f"{folder}/config.json does not fit this version of Selfloop: {error}. Take the version that its "
+            "environment.json names"
+        ) from error
 
 
 def iterations_of(folder: Path) -> list[int]:

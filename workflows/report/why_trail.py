@@ -1,0 +1,206 @@
+"""Following rows through the graphs of a run: which rows of each node a response went into, iteration after iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.graph import Node
+from selfloop.workflows.flow.grow import Gate, Pool
+from selfloop.workflows.flow.ops import Demonstrate, Pair, Sample, Source
+from selfloop.workflows.flow.play import Play
+from selfloop.workflows.report.why_past import Past, Row
+
+__all__ = ["Ask", "Step", "find", "follow"]
+
+SHORTEST = 6
+MANY = 12
+MAKERS = (Sample, Demonstrate, Play)
+NEW_PROMPTS = ("map", "gather", "play")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Which rows are asked for: a prompt (or how its id begins), and if given the node that made them, the number of the
+    sample there, and the iteration."""
+
+    prompt: str
+    node: str | None = None
+    sample: int | None = None
+    iteration: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Ask:
+        """PROMPT[/NODE][/SAMPLE][@ITERATION]; the name of a node may hold slashes."""
+        words, _, iteration = text.partition("@")
+        prompt, *rest = words.split("/")
+        sample = int(rest.pop()) if rest and rest[-1].isdigit() else None
+        if len(prompt) < SHORTEST or (iteration and not iteration.isdigit()) or "" in rest:
+            raise InputError(
+                f"{text!r} names no row: write PROMPT[/NODE][/SAMPLE][@ITERATION] with at least {SHORTEST} characters of "
+                "the prompt_id, e.g. 9daf80/3@1, or a version such as 3 or policy@3"
+            )
+        return cls(prompt, "/".join(rest) or None, sample, int(iteration) if iteration else None)
+
+    def __str__(self) -> str:
+        more = "".join(f"/{part}" for part in (self.node, self.sample) if part is not None)
+        return f"{self.prompt}{more}" + (f"@{self.iteration}" if self.iteration is not None else "")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node that rows came to. before: these rows as they came. rows: what became of them there (none: dropped, or not
+    stored there). group: all rows of their prompt there. opened: rows of prompts that were made from it there. complete:
+    whether the node has ended. origin: whether the rows were made there."""
+
+    iteration: int
+    node: Node
+    before: list[Row]
+    rows: list[Row]
+    group: list[Row]
+    opened: list[Row]
+    complete: bool
+    origin: bool = False
+
+
+def find(past: Past, ask: Ask) -> Ask:
+    """The one prompt and iteration that are meant. Raises InputError with the candidates if there are several."""
+    wanted = past.iterations if ask.iteration is None else [ask.iteration]
+    if not set(wanted) <= set(past.iterations):
+        raise InputError(
+            f"the run has no iteration {ask.iteration}: it has {', '.join(map(str, past.iterations)) or 'none yet'}"
+        )
+    found = [
+        (prompt, index)
+        for index in wanted
+        for prompt in sorted(prompts_of(past, index))
+        if prompt.startswith(ask.prompt)
+    ]
+    if not found:
+        where = f" of iteration {ask.iteration}" if ask.iteration is not None else ""
+        raise InputError(
+            f"no row{where} has a prompt_id that begins with {ask.prompt!r}. The column prompt_id of the run's Parquet "
+            f"files holds them, and `selfloop why {past.folder.path} VERSION` names some"
+        )
+    if len(found) > 1:
+        names = [str(Ask(prompt, ask.node, ask.sample, index)) for prompt, index in found[:MANY]]
+        more = f" and {len(found) - MANY} more" if len(found) > MANY else ""
+        raise InputError(f"{ask} may be any of {', '.join(names)}{more}. Name one of them")
+    return Ask(found[0][0], ask.node, ask.sample, found[0][1])
+
+
+def prompts_of(past: Past, index: int) -> set[str]:
+    """The prompts of an iteration's own rows (rows that were carried over belong to the iteration that made them)."""
+    graph, found = past.graph(index), set[str]()
+    carried: set[str] = set()
+    for node in graph:
+        if isinstance(node.op, Source):
+            if node.op.source.startswith("@"):
+                carried.add(node.name)
+        elif any(name in carried for name in node.inputs):
+            carried.add(node.name)
+        elif node.verb in NEW_PROMPTS or any(
+            isinstance(graph.nodes[name].op, Source) for name in node.inputs
+        ):
+            found |= past.prompt_ids(index, node.name)
+    return found
+
+
+def follow(past: Past, ask: Ask) -> list[Step]:
+    """Every node that the asked rows came to, in the order of the graphs, from their own iteration to the last one."""
+    steps: list[Step] = []
+    held: dict[str, list[Row]] = {}  # "@iteration/node" -> rows
+    for index in past.iterations:
+        if ask.iteration is None or index < ask.iteration:
+            continue
+        seen: dict[str, list[Row]] = {}
+        for node in past.graph(index):
+            step = step_of(past, ask, index, node, seen, held)
+            if step is not None and (step.rows or step.before):
+                steps.append(step)
+                if step.rows:
+                    seen[node.name] = held[f"@{index}/{node.name}"] = step.rows
+    narrowed = ask.node is not None or ask.sample is not None
+    if narrowed and not any(step.origin for step in steps):
+        made = ", ".join(samples_of(past, ask)) or "no node"
+        raise InputError(f"{ask}: there is no such row. Responses to this prompt were made by {made}")
+    return steps
+
+
+def samples_of(past: Past, ask: Ask) -> list[str]:
+    """The nodes that made responses to the prompt, each with the numbers of its samples."""
+    assert ask.iteration is not None
+    made = [node.name for node in past.graph(ask.iteration) if isinstance(node.op, MAKERS)]
+    groups = {name: past.group(ask.iteration, name, ask.prompt)[0] for name in made}
+    return [
+        f"{name} ({', '.join(str(row['sample']) for row in rows)})" for name, rows in groups.items() if rows
+    ]
+
+
+def step_of(
+    past: Past, ask: Ask, index: int, node: Node, seen: dict[str, list[Row]], held: dict[str, list[Row]]
+) -> Step | None:
+    """What became of the rows at one node; None if they did not come there."""
+    if isinstance(node.op, Source):
+        rows = source_rows(past, ask, index, node.op, held)
+        return Step(index, node, [], rows, rows, [], True) if rows else None
+    only_first = getattr(node.op, "beside", False) or isinstance(node.op, Gate | Pool)
+    inputs = [name for name in (node.inputs[:1] if only_first else node.inputs) if name in seen]
+    if not inputs:
+        return None
+    before = [row for name in inputs for row in seen[name]]
+    group, opened = past.group(index, node.name, ask.prompt)
+    entry = past.entry(index, node.name)
+    if node.training is not None or node.verb == "summary":
+        return Step(index, node, before, [], group, [], entry is not None)
+    made = [row for row in before if "response_ids" in row]
+    origin = isinstance(node.op, MAKERS) and not made
+    if origin:
+        rows = [row for row in group if ask.sample in (None, row["sample"]) and ask.node in (None, node.name)]
+        before = before if rows else []
+    elif isinstance(node.op, Sample | Demonstrate):
+        all_before, _ = past.group(index, inputs[0], ask.prompt)
+        rows = by_place(all_before, before, group)
+    else:
+        rows = going_on(node, before, group)
+    return Step(index, node, before, rows, group, opened, entry is not None, origin)
+
+
+def source_rows(past: Past, ask: Ask, index: int, source: Source, held: dict[str, list[Row]]) -> list[Row]:
+    """The prompt in a source of its own iteration, or rows that an earlier iteration kept."""
+    if source.source.startswith("@"):
+        return held.get(source.source, [])
+    if index != ask.iteration:
+        return []
+    table = past.setup.sources[source.source]
+    place = pc.index(table["prompt_id"], ask.prompt).as_py()
+    return table.slice(place, 1).to_pylist() if place >= 0 else []
+
+
+def identity(row: Row) -> Hashable:
+    """What stays the same of a row from node to node: its pair's tokens, or which sample it is of the node that made it."""
+    if "chosen_ids" in row:
+        return tuple(row["chosen_ids"] or ()), tuple(row["rejected_ids"] or ())
+    if row.get("node") is None:
+        return None
+    return row["node"], row["seed"] if row.get("seed") is not None else tuple(row["response_ids"] or ())
+
+
+def going_on(node: Node, before: Sequence[Row], group: Sequence[Row]) -> list[Row]:
+    """The rows of a prompt group that `before` became."""
+    if isinstance(node.op, Pair):
+        numbers = {row["sample"] for row in before}
+        return [row for row in group if numbers & {row["chosen_sample"], row["rejected_sample"]}]
+    known = {identity(row) for row in before}
+    return [row for row in group if None in known or identity(row) in known or isinstance(node.op, Play)]
+
+
+def by_place(all_before: Sequence[Row], before: Sequence[Row], group: Sequence[Row]) -> list[Row]:
+    """The responses to some of the rows of a prompt group: each row has as many, in the order of the rows."""
+    each = len(group) // max(len(all_before), 1)
+    known = {identity(row) for row in before}
+    places = [place for place, row in enumerate(all_before) if identity(row) in known]
+    return [row for place in places for row in group[place * each : (place + 1) * each]]
