@@ -149,7 +149,8 @@ class Micro:
 
     rows: (rows,) numbers of the examples. input_ids: (lines, length). index: (trained,) places in the flattened matrix
     whose hidden state predicts `targets`: (trained,). Trained tokens are ordered by view, row and place. positions:
-    (lines, length), each sequence from 0, if some lines hold several sequences.
+    (lines, length), each sequence from 0, if some lines hold several sequences. ends: (sequences,) places of their last
+    tokens. present: (rows, k) of a ranked view, true where there is a sequence.
     """
 
     rows: np.ndarray
@@ -160,12 +161,25 @@ class Micro:
     spans: dict[str, slice]
     masks: dict[str, Tensor]
     tokens: int
+    ends: Tensor
+    sequences: dict[str, slice]
+    present: dict[str, Tensor]
 
     def spread(self, values: Tensor, view: str) -> Tensor:
         """The view's part of flat values as (rows, tokens), or (rows, k, tokens); zero where there is no token."""
         mask = self.masks[view]
         zeros = values.new_zeros(mask.shape)
         return zeros.masked_scatter(mask.bool(), values[self.spans[view]])
+
+    def rows_of(self, view: str) -> Tensor:
+        """(rows,) or, for a ranked view, (rows, k): the shape of one value a sequence, in float32."""
+        found = self.present.get(view)
+        return self.masks[view][:, 0] if found is None else found.float()
+
+    def spread_rows(self, values: Tensor, view: str) -> Tensor:
+        """The view's part of one value a sequence as (rows,), or (rows, k) with zero where there is no sequence."""
+        part, found = values[self.sequences[view]], self.present.get(view)
+        return part if found is None else part.new_zeros(found.shape).masked_scatter(found, part)
 
 
 def micro_of(
@@ -184,6 +198,7 @@ def micro_of(
     )
     positions[cells] = _steps(lengths)
     index, spans, masks = [], {}, {}
+    each, present = {}, {}
     first = done = 0
     for name, view, sequences in chosen:
         counts = np.diff(view.target_bounds)[sequences]
@@ -191,14 +206,23 @@ def micro_of(
         index.append(np.repeat(starts[first : first + len(sequences)], counts) + places - 1)
         spans[name] = slice(done, done + len(places))
         masks[name] = torch.from_numpy(_mask(view, rows, counts)).to(device)
+        each[name] = slice(first, first + len(sequences))
+        if view.ranked:
+            ranked = np.diff(view.row_bounds)[rows][:, None]
+            present[name] = torch.from_numpy(np.arange(masks[name].shape[1]) < ranked).to(device)
         first, done = first + len(sequences), done + len(places)
     predicting = np.concatenate(index)
-    arrays = (ids.reshape(shape), predicting, ids[predicting + 1], positions.reshape(shape))
-    matrix, places, targets, positioned = (torch.from_numpy(array).to(device) for array in arrays)
-    shared = shape[0] < len(lengths)
-    return Micro(
-        rows, matrix, places, targets, positioned if shared else None, spans, masks, int(lengths.sum())
+    arrays = (
+        ids.reshape(shape),
+        predicting,
+        ids[predicting + 1],
+        positions.reshape(shape),
+        starts + lengths - 1,
     )
+    matrix, places, targets, positioned, ends = (torch.from_numpy(array).to(device) for array in arrays)
+    shared = shape[0] < len(lengths)
+    return Micro(rows, matrix, places, targets, positioned if shared else None, spans, masks, int(lengths.sum()),
+                 ends, each, present)  # fmt: skip
 
 
 def _layout(lengths: np.ndarray, pack: bool) -> tuple[np.ndarray, tuple[int, int]]:
@@ -230,7 +254,7 @@ def dummy(device: str | torch.device = "cpu") -> Micro:
     import torch
 
     zero = torch.zeros(1, dtype=torch.long, device=device)
-    return Micro(np.empty(0, np.int64), zero.new_zeros((1, 2)), zero, zero, None, {}, {}, 0)
+    return Micro(np.empty(0, np.int64), zero.new_zeros((1, 2)), zero, zero, None, {}, {}, 0, zero, {}, {})
 
 
 def columns_of(examples: Examples, micro: Micro) -> dict[str, Tensor]:

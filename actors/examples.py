@@ -20,7 +20,8 @@ from selfloop.workflows.objectives.columns import OF_RESPONSE, ROW_READS, canoni
 
 __all__ = ["Examples", "View", "examples_of", "sequences_view"]
 
-COMPUTED = ("logprobs", "reference_logprobs", "old_logprobs")
+SCALARS = ("values", "rewards")
+COMPUTED = ("logprobs", "reference_logprobs", "old_logprobs", *SCALARS)
 ORDER = ("prompt_id", "sample", "chosen_sample", "rejected_sample")
 
 
@@ -130,7 +131,7 @@ def _add_column(examples: Examples, name: str, who: str) -> None:
 
 def value_source(table: pa.Table, view: str, read: str) -> str | None:
     """The column that holds a per-token value of a view; None if the trainer computes it or nobody does."""
-    if read == "logprobs":
+    if read in ("logprobs", *SCALARS):
         return None
     names = [
         f"{view}.{read}",

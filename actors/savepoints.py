@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfloop.actors import trainstate
-from selfloop.actors.trainstate import Folder, commit_folder, temporary, write_json, write_tensors
+from selfloop.actors.adapters import STEM, exported, write_config
+from selfloop.actors.heads import head_settings
+from selfloop.actors.trainstate import commit_folder, temporary, write_json, write_tensors
 from selfloop.workflows.errors import TrainerError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from selfloop.actors.held import Held
     from selfloop.actors.trainer import TrainerSpec, TrainWork
     from selfloop.actors.training import Ranks, Trainable
 
@@ -41,7 +44,7 @@ def work_key(spec: TrainerSpec, work: TrainWork, task: Trainable) -> str:
         name: value for name, value in asdict(spec).items() if name not in ("model", "checkpoint_steps")
     }
     plan, examples = task.plan, task.examples
-    about = [shared, work.role, work.version, work.optimizer, work.lr, plan.batch_size, plan.epochs, plan.seed,
+    about = [shared, work.role, work.version, work.optimizer, work.head, work.lr, plan.batch_size, plan.epochs, plan.seed,
              type(work.objective).__name__, work.objective.model_dump(mode="json")]  # fmt: skip
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, view in examples.views.items():
@@ -55,7 +58,7 @@ def work_key(spec: TrainerSpec, work: TrainWork, task: Trainable) -> str:
     return digest.hexdigest()[:16]
 
 
-def resume(work: TrainWork, task: Trainable, progress: Progress) -> bool:
+def resume(held: Held, work: TrainWork, task: Trainable, progress: Progress) -> bool:
     """Take up the last step checkpoint of this very work, if there is one."""
     if not work.step_dir:
         return False
@@ -64,8 +67,7 @@ def resume(work: TrainWork, task: Trainable, progress: Progress) -> bool:
         return False
     path, about = found
     task.examples.values |= trainstate.load_scores(work.step_dir)
-    task.model.load(Folder(path, "master").read, masters=True)
-    task.model.load_moments(Folder(path, "optimizer").read, about["optimizer_step"])
+    held.take_up(work, path, about)
     task.state = trainstate.unpack_state(about["objective_state"])
     progress.step, progress.curve, progress.scored = about["step"], about["curve"], True
     return True
@@ -86,7 +88,7 @@ def save_step(work: TrainWork, task: Trainable, progress: Progress) -> None:
 def save(spec: TrainerSpec, work: TrainWork, task: Trainable) -> dict[str, str]:
     """Write the state, then the checkpoint, then drop the step checkpoints. Returns the receipt, on every rank."""
     if work.state_out:
-        masters, moments = spec.dtype != "float32", work.optimizer == "continued"
+        masters, moments = spec.dtype != "float32" or spec.lora is not None, work.optimizer == "continued"
         _write_state(Path(work.state_out), task, {"version": work.version}, masters=masters, moments=moments)
     width = 4 if spec.dtype == "float32" else 2
     sizes = {name: width * prod(shape) for name, shape in task.model.shapes().items()}
@@ -95,7 +97,8 @@ def save(spec: TrainerSpec, work: TrainWork, task: Trainable) -> dict[str, str]:
 
     def write() -> None:
         path = temporary(work.out)
-        receipt.update(trainstate.write_checkpoint(work.start, path, iter(tensors), sizes, spec.dtype))
+        settings = {"dtype": spec.dtype} | (head_settings(task.model.module.model) if work.head else {})
+        receipt.update(trainstate.write_checkpoint(work.start, path, iter(tensors), sizes, settings))
         commit_folder(path, work.out)
         if work.step_dir:
             shutil.rmtree(work.step_dir, ignore_errors=True)
@@ -121,14 +124,17 @@ def alone(ranks: Ranks, write: Callable[[], Any]) -> None:
 def _write_state(
     final: Path, task: Trainable, about: dict[str, Any], *, masters: bool, moments: bool
 ) -> None:
-    """Masters, moments and the objective's running state, in a folder of their own."""
-    model = task.model
+    """Masters or adapters, moments and the objective's running state, in a folder of their own."""
+    model, lora = task.model, task.model.spec.lora
     groups: dict[str, list[tuple[str, Tensor]]] = {}
     if masters:
-        groups["master"] = _on_first(task.ranks, model.masters())
+        tensors = _on_first(task.ranks, model.masters())
+        groups[STEM if lora else "master"] = [(exported(k), v) for k, v in tensors] if lora else tensors
     if moments:
         groups["optimizer"] = _on_first(task.ranks, model.moments())
         about["optimizer_step"] = model.moment_step()
+    about |= {"base": asdict(model.base)} if lora else {}
+    about |= {"head": True} if model.head else {}
     about["objective"] = type(task.objective).__name__
     about["objective_state"] = trainstate.pack_state(task.state)
 
@@ -137,6 +143,8 @@ def _write_state(
         for stem, tensors in groups.items():
             sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors}
             write_tensors(path, iter(tensors), sizes, stem)
+        if lora:
+            write_config(path, lora, model.head, model.base, model.pairs)
         write_json(path / "state.json", about)
         commit_folder(path, final)
 

@@ -22,8 +22,10 @@ from selfloop.workflows.objectives.base import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from selfloop.actors.held import Held
     from selfloop.actors.savepoints import Progress
     from selfloop.actors.training import StepFigures, Trainable
+    from selfloop.workflows.config import Lora
 
 __all__ = ["TrainResult", "TrainWork", "TrainerRank", "TrainerSpec"]
 
@@ -32,7 +34,7 @@ __all__ = ["TrainResult", "TrainWork", "TrainerRank", "TrainerSpec"]
 class TrainerSpec:
     """What ranks are started with. model: a Hugging Face folder (architecture, tokenizer). lr, batch_size: defaults of
     a train node. warmup: share of its steps. batch_size: examples an optimizer step, over all ranks. bfloat16 keeps
-    float32 master weights; at ZeRO 0 it runs as ZeRO 1, with the same result."""
+    float32 master weights; at ZeRO 0 it runs as ZeRO 1, with the same result. lora: train adapters on a frozen base."""
 
     model: str
     ranks: int = 1
@@ -50,6 +52,7 @@ class TrainerSpec:
     tokens_per_micro_batch: int = 8192
     checkpoint_steps: int = 50
     gradient_checkpointing: bool = False
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class TrainWork:
 
     reference: folder of the model that reference log-probs are of. optimizer: `continued` takes up the moments in
     `start_state`, which a train node with `continued` leaves there. out, state_out: folders to write. step_dir: where
-    step checkpoints go, for replay after a death. frozen: folders of the teachers that an objective asks for.
+    step checkpoints go, for replay after a death. frozen: folders of the teachers that an objective asks for. head: what
+    is made has a scalar head, the start's or, if that is a language model, a new one.
     """
 
     role: str
@@ -77,6 +81,7 @@ class TrainWork:
     lr: float | None = None
     batch_size: int | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
+    head: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,6 @@ class TrainerRank:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import torch
 
-        from selfloop.actors.held import Held
         from selfloop.actors.training import Ranks
         from selfloop.actors.zero import join_group
 
@@ -110,9 +114,19 @@ class TrainerRank:
         small = torch.distributed.new_group(backend="gloo") if spec.device == "cuda" and world > 1 else None
         self.spec = spec
         self.ranks = Ranks(rank, world, small)
-        self.held = Held(spec, self.ranks)
-        self.current: tuple[str, str | None] = (spec.model, None)
-        _ = self.held.model
+        self.kinds: dict[bool, Held] = {}
+        self.current: tuple[str, str | None, bool] = (spec.model, None, False)
+        _ = self.held(False).model
+
+    def held(self, head: bool) -> Held:
+        """The engine for models with a scalar head, or for those without. A GPU holds one of them at a time."""
+        from selfloop.actors.held import Held
+
+        if self.spec.device == "cuda":
+            for other, held in self.kinds.items():
+                if other != head:
+                    held.release()
+        return self.kinds.setdefault(head, Held(self.spec, self.ranks, head))
 
     def train(self, work: TrainWork) -> TrainResult:
         """Train, save, and hold the new weights. Every rank calls it with the same work; the first one's result counts.
@@ -123,14 +137,14 @@ class TrainerRank:
         try:
             return self._train(work)
         except RuntimeError as error:
-            self.held.drop_half_steps()
+            self.held(work.head).drop_half_steps()
             raise TrainerError(
                 f"training {work.role}@{work.version} broke on rank {self.ranks.rank} of {self.ranks.world}: {error}. "
                 "If a rank died or memory ran out, the step checkpoints are whole: start the ranks again (with a "
                 "smaller trainer.tokens_per_micro_batch if it was memory) and training goes on from the last of them"
             ) from error
         except BaseException:
-            self.held.drop_half_steps()
+            self.held(work.head).drop_half_steps()
             raise
 
     def logprobs(
@@ -138,6 +152,35 @@ class TrainerRank:
     ) -> list[list[float]]:
         """Log-probs, nats, of each target's tokens after its context, without gradient. folder: whose weights; None:
         those of the last train node (or the initial model's)."""
+        return self._score("logprobs", folder, contexts, targets)
+
+    def values(
+        self, folder: str, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """A critic's value before each of the target's tokens: of the state in which that token is chosen. A model that
+        was never trained as one says 0."""
+        return self._score("values", folder, contexts, targets)
+
+    def rewards(
+        self, folder: str, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """A reward model's number at the last token of each target after its context."""
+        from selfloop.actors.heads import has_head
+
+        if not has_head(folder):
+            raise TrainerError(
+                f"{folder} holds a language model without a scalar head, so it has no reward to give. Train one first: "
+                "model.adapt(ScalarHead()).train(pairs, BradleyTerry(), …, role='reward')"
+            )
+        return [reward for (reward,) in self._score("rewards", folder, contexts, targets)]
+
+    def _score(
+        self,
+        what: str,
+        folder: str | None,
+        contexts: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+    ) -> list[list[float]]:
         from selfloop.actors.examples import sequences_view
         from selfloop.actors.training import score
 
@@ -146,22 +189,25 @@ class TrainerRank:
                 "a context is empty: the first token of its target has nothing that predicts it. Give at least the "
                 "chat template's opening tokens as context"
             )
-        if not any(len(target) for target in targets):
+        if what != "rewards" and not any(len(target) for target in targets):
             return [[] for _ in targets]
-        start, state = (folder, None) if folder is not None else self.current
-        self.held.load(start, state, masters=False)
+        if not contexts:
+            return []
+        start, state, _ = (folder, None, False) if folder is not None else self.current
+        held = self.held(what != "logprobs")
+        held.load(start, state, masters=False)
         view = sequences_view(contexts, targets)
-        return score(self.held.model, self.ranks, view, self.spec.tokens_per_micro_batch)
+        return score(held.model, self.ranks, view, self.spec.tokens_per_micro_batch, what)
 
     def weights(self) -> tuple[dict[str, str], list[tuple[str, Tensor]]]:
         """A receipt (name -> hash) and the weights of the last train node, on the CPU in serving precision, under
         Hugging Face names. Every rank calls it; the first one returns them, the others nothing."""
         from selfloop.actors.weights import receipt_of
 
-        self.held.load(*self.current, masters=False)
-        tensors = [
-            (name, tensor.clone()) for name, tensor in self.held.model.served() if self.ranks.rank == 0
-        ]
+        folder, state, head = self.current
+        held = self.held(head)
+        held.load(folder, state, masters=False)
+        tensors = [(name, tensor.clone()) for name, tensor in held.model.served() if self.ranks.rank == 0]
         return receipt_of(tensors), tensors
 
     def _train(self, work: TrainWork) -> TrainResult:
@@ -171,22 +217,20 @@ class TrainerRank:
         from selfloop.actors.training import Trainable
         from selfloop.actors.weights import checksum
 
-        began, spec = time.perf_counter(), self.spec
+        began, spec, held = time.perf_counter(), self.spec, self.held(work.head)
         examples = examples_of(work.table, work.objective)
         plan = Plan(len(examples), work.batch_size or spec.batch_size, work.epochs, work.seed)
-        task = Trainable(
-            self.held.model, self.ranks, examples, work.objective, plan, spec.tokens_per_micro_batch
-        )
+        task = Trainable(held.model, self.ranks, examples, work.objective, plan, spec.tokens_per_micro_batch)
         progress = Progress(work_key(spec, work, task))
-        if not resume(work, task, progress):
+        if not resume(held, work, task, progress):
             self._begin(work, task)
         ready, first = time.perf_counter(), progress.step
-        self.held.forget()
+        held.forget()
         seen = [self._step_and_save(work, task, progress) for _ in range(first, plan.steps)]
         trained = time.perf_counter()
         receipt = save(spec, work, task)
-        self.current = (work.out, work.state_out)
-        self.held.saved(work)
+        self.current = (work.out, work.state_out, work.head)
+        held.saved(work)
         tokens = sum(figures.tokens for figures in seen)
         metrics = _means(progress.curve) | {
             "examples": float(len(examples)), "examples_left_out": float(examples.left_out), "steps": float(plan.steps),
@@ -198,6 +242,10 @@ class TrainerRank:
 
     def _begin(self, work: TrainWork, task: Trainable) -> None:
         """Reference and old log-probs, then the start's weights and the optimizer."""
+        held, live = (
+            self.held(work.head),
+            not task.model.dropouts,
+        )  # with dropout no step sees the start as it is
         wanted = task.needing("reference_logprobs")
         if wanted and work.reference is None:
             raise TrainerError(
@@ -206,17 +254,17 @@ class TrainerRank:
             )
         apart = wanted and os.path.realpath(work.reference or "") != os.path.realpath(work.start)
         if apart:
-            self.held.load(work.reference or "", None, masters=False)
+            held.load(work.reference or "", None, masters=False)
             task.add_scores("reference_logprobs", live=False)
-        self.held.load(work.start, work.start_state, masters=True)
-        task.state = self.held.load_moments(work)
+        held.load(work.start, work.start_state, masters=True, seed=work.seed)
+        task.state = held.load_moments(work)
         if wanted and not apart:
-            task.add_scores("reference_logprobs", live=True)
+            task.add_scores("reference_logprobs", live=live)
             for view in set(task.needing("old_logprobs")) & set(wanted):
                 task.examples.values[view, "old_logprobs"] = task.examples.values[view, "reference_logprobs"]
-                task.live.add((view, "old_logprobs"))
+                task.live |= {(view, "old_logprobs")} if live else set()
         if task.needing("old_logprobs"):
-            task.add_scores("old_logprobs", live=True)
+            task.add_scores("old_logprobs", live=live)
 
     def _step_and_save(self, work: TrainWork, task: Trainable, progress: Progress) -> StepFigures:
         """One optimizer step, its line of the curve, and a step checkpoint where one is due."""
@@ -225,8 +273,8 @@ class TrainerRank:
 
         spec, index = self.spec, progress.step
         lr = schedule(spec.schedule, work.lr or spec.lr, spec.warmup, index, task.plan.steps)
-        rows = task.plan.step(index)
-        self.held.stepped = True
+        rows, task.index = task.plan.step(index), index
+        self.held(work.head).stepped = True
         try:
             figures, norm = task.step(rows, lr)
         except StepError as error:

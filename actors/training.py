@@ -9,6 +9,7 @@ of them raise it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from selfloop.actors.batching import Micro, Plan, columns_of, cut, deal, dummy, micro_of
-from selfloop.actors.examples import COMPUTED, Examples, View
+from selfloop.actors.examples import COMPUTED, SCALARS, Examples, View
 from selfloop.actors.zero import Sharded
+from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import ObjectiveError, SelfloopError, TrainerError
 from selfloop.workflows.objectives.base import Loss, Objective
 
@@ -111,7 +113,7 @@ class Trainable:
     """Examples, their objective and the model: all that a step needs.
 
     state: the objective's running state. live: (view, name) of log-probs under the weights that training starts from;
-    for the rows of the first step they are what its own forward gives, so no pass is spent on them.
+    for the rows of the first step they are what its own forward gives, so no pass is spent on them. index: of the step.
     """
 
     model: Sharded
@@ -122,6 +124,17 @@ class Trainable:
     budget: int
     state: dict[str, Tensor] = field(default_factory=dict)
     live: set[tuple[str, str]] = field(default_factory=set)
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        self.what = what_of(self.objective, self.model.head)
+
+    def draw(self, place: int) -> int | None:
+        """The seed of the dropout in this rank's micro-batch number `place` of the step; None: there is no dropout."""
+        if not self.model.dropouts:
+            return None
+        number = place * self.ranks.world + self.ranks.rank
+        return derive_seed(self.plan.seed, "dropout", self.index, number) % 2**63
 
     def micros(self, rows: np.ndarray) -> list[Micro]:
         """This rank's micro-batches of a step, dummies last."""
@@ -149,7 +162,7 @@ class Trainable:
         for _, rows in self.plan.seen()[int(live) :]:
             for micro in self.micros(rows):
                 with torch.no_grad():
-                    logprobs = self.model.logprobs(micro)
+                    logprobs = self.model.outputs(micro)
                 self._put(found, micro, logprobs)
         for view, values in found.items():
             self.examples.values[view, name] = self.ranks.add(values)
@@ -184,11 +197,11 @@ class Trainable:
         micros = self.micros(rows)
         sums = self._sums(micros)
         mine, seen = StepFigures(), []
-        for micro in micros:
-            logprobs = self.model.logprobs(micro)
-            loss = self._loss(micro, logprobs, counts, sums, mine)
+        for place, micro in enumerate(micros):
+            outputs = self.model.outputs(micro, self.what, self.draw(place))
+            loss = self._loss(micro, outputs, counts, sums, mine)
             if self.live:
-                seen.append((micro, logprobs.detach()))
+                seen.append((micro, outputs.detach()))
             self.model.backward(loss)
         total = StepFigures()
         for other in self.ranks.all(mine):
@@ -209,7 +222,9 @@ class Trainable:
         micro = micro_of(self.examples.views, rows)
         batch = columns_of(self.examples, micro)
         zeros = {
-            f"{view}.{name}": torch.zeros_like(micro.masks[view])
+            f"{view}.{name}": torch.zeros_like(
+                micro.rows_of(view) if name == "rewards" else micro.masks[view]
+            )
             for view, names in self.objective.reads.items()
             for name in names
             if name in COMPUTED
@@ -225,12 +240,12 @@ class Trainable:
             return {}
         total: dict[str, Tensor] = {}
         error: SelfloopError | None = None
-        for micro in micros:
+        for place, micro in enumerate(micros):
             with torch.no_grad():
-                logprobs = self.model.logprobs(micro)
+                outputs = self.model.outputs(micro, self.what, self.draw(place))
             if not len(micro.rows) or error is not None:
                 continue
-            batch = {**self._batch(micro, logprobs), **self._state_columns(micro)}
+            batch = {**self._batch(micro, outputs), **self._state_columns(micro)}
             try:
                 parts = self.objective.statistics(batch)
             except Exception as met:
@@ -247,17 +262,17 @@ class Trainable:
                 everywhere[name] = everywhere[name] + value if name in everywhere else value
         return everywhere
 
-    def _loss(self, micro: Micro, logprobs: Tensor, counts: Mapping[str, float], sums: Mapping[str, Tensor],
+    def _loss(self, micro: Micro, outputs: Tensor, counts: Mapping[str, float], sums: Mapping[str, Tensor],
               figures: StepFigures) -> Tensor:  # fmt: skip
         """This micro-batch's share of the step's loss; zero for a dummy or after an error."""
-        nothing = (logprobs * 0.0).sum()
+        nothing = (outputs * 0.0).sum()
         if not len(micro.rows) or figures.error is not None:
             return nothing
         expanded = {
-            name: value.to(logprobs.device).expand(len(micro.rows)) if value.dim() == 0 else value
+            name: value.to(outputs.device).expand(len(micro.rows)) if value.dim() == 0 else value
             for name, value in sums.items()
         }
-        batch = {**self._batch(micro, logprobs), **expanded, **self._state_columns(micro)}
+        batch = {**self._batch(micro, outputs), **expanded, **self._state_columns(micro)}
         try:
             loss = self._call(micro, batch)
         except SelfloopError as error:
@@ -273,15 +288,19 @@ class Trainable:
         _note(figures, loss, shares, micro, value)
         return total if total.requires_grad else total + nothing
 
-    def _batch(self, micro: Micro, logprobs: Tensor) -> dict[str, Tensor]:
+    def _batch(self, micro: Micro, outputs: Tensor) -> dict[str, Tensor]:
         """The columns an objective is called with."""
         batch = columns_of(self.examples, micro)
         for view, names in self.objective.reads.items():
-            if "logprobs" in names:
-                values = micro.spread(logprobs, view)
-                batch[f"{view}.logprobs"] = values.detach() if view in self.objective.detached else values
+            if self.what in names:
+                values = (
+                    micro.spread_rows(outputs, view)
+                    if self.what == "rewards"
+                    else micro.spread(outputs, view)
+                )
+                batch[f"{view}.{self.what}"] = values.detach() if view in self.objective.detached else values
         for view, name in self.live:
-            batch[f"{view}.{name}"] = micro.spread(logprobs.detach(), view)
+            batch[f"{view}.{name}"] = micro.spread(outputs.detach(), view)
         return batch
 
     def _state_columns(self, micro: Micro) -> dict[str, Tensor]:
@@ -340,11 +359,29 @@ def target_places(view: View, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([np.arange(bounds[row], bounds[row + 1]) for row in rows])
 
 
-def score(model: Sharded, ranks: Ranks, view: View, budget: int) -> list[list[float]]:
-    """Log-probs of each sequence's trained tokens, without gradient."""
+def what_of(objective: Objective, head: bool) -> str:
+    """What a forward must give the objective: logprobs, or a scalar head's values or rewards."""
+    reads = {name for names in objective.reads.values() for name in names}
+    found = [name for name in SCALARS if name in reads]
+    who = type(objective).__name__
+    if len(found) > 1 or (found and "logprobs" in reads):
+        raise TrainerError(
+            f"{who} reads {' and '.join([*found, *({'logprobs'} & reads)])} of one model: heads on a shared trunk are not "
+            "trained here. Train a critic of its own (for PPO: vf_coefficient=0, and ValueLoss on the critic)"
+        )
+    if bool(found) != head:
+        wrong = f"reads the {found[0]} of a scalar head, and the model has none" if found else (
+            "reads no scalar head's values or rewards, and the model has a scalar head instead of log-probs")  # fmt: skip
+        raise TrainerError(f"{who} {wrong}. A model gets a scalar head by model.adapt(ScalarHead())")
+    return found[0] if found else "logprobs"
+
+
+def score(model: Sharded, ranks: Ranks, view: View, budget: int, what: str = "logprobs") -> list[list[float]]:
+    """Log-probs or values of each sequence's trained tokens, or its reward, without gradient."""
     lengths, rows = view.lengths(), np.arange(len(view.row_bounds) - 1)
     parts = cut(lengths, np.ones_like(lengths), budget, ranks.world, lengths if model.packs else None)
-    found = np.zeros(len(view.targets), np.float32)
+    bounds = np.arange(len(rows) + 1) if what == "rewards" else view.target_bounds
+    found = np.zeros(bounds[-1], np.float32)
     for part in deal(parts, ranks.rank, ranks.world):
         micro = (
             dummy(model.device)
@@ -352,11 +389,8 @@ def score(model: Sharded, ranks: Ranks, view: View, budget: int) -> list[list[fl
             else micro_of({"": view}, rows[part], model.device, bool(model.packs))
         )
         with torch.no_grad():
-            logprobs = model.logprobs(micro)
+            outputs = model.outputs(micro, what)
         if part is not None:
-            found[target_places(view, part)] = logprobs.float().cpu().numpy()
+            found[part if what == "rewards" else target_places(view, part)] = outputs.float().cpu().numpy()
     found = ranks.add(found)
-    return [
-        found[low:high].tolist()
-        for low, high in zip(view.target_bounds, view.target_bounds[1:], strict=False)
-    ]
+    return [found[low:high].tolist() for low, high in itertools.pairwise(bounds)]

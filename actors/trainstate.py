@@ -126,10 +126,14 @@ def write_tensors(
 
 
 def write_checkpoint(
-    start: str, path: Path, tensors: Iterator[tuple[str, Tensor]], sizes: Mapping[str, int], dtype: str
+    start: str,
+    path: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    sizes: Mapping[str, int],
+    settings: Mapping[str, Any],
 ) -> dict[str, str]:
-    """A normal Hugging Face folder: the start's config, tokenizer and chat template, and these tensors. Returns the
-    receipt, a hash a tensor."""
+    """A normal Hugging Face folder: the start's tokenizer, chat template and config with these settings, and these
+    tensors. Returns the receipt, a hash a tensor."""
     receipt: dict[str, str] = {}
 
     def note(name: str, tensor: Tensor) -> None:
@@ -140,9 +144,9 @@ def write_checkpoint(
         if file.suffix in SIDE_FILES and file.name != INDEX and file.is_file():
             shutil.copyfile(file, path / file.name)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = dtype
+    config |= settings
     if "torch_dtype" in config:
-        config["torch_dtype"] = dtype
+        config["torch_dtype"] = settings["dtype"]
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return receipt
 

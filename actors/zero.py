@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from selfloop.actors.logprobs import PolicyModule, prove_head
+from selfloop.actors.adapters import Base, merged, plain
+from selfloop.actors.modules import build, prove
 from selfloop.workflows.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -69,22 +70,26 @@ def _listen(host: str, port: int) -> int:
 class Sharded:
     """The model under a ZeRO stage.
 
-    In bfloat16, stage 0 runs as stage 1: the same result, with the master weights in shards.
+    In bfloat16, stage 0 runs as stage 1: the same result, with the master weights in shards. params: every weight under
+    its Hugging Face name. trained: what the optimizer updates, by its own name: all of params, or the adapters (and a
+    scalar head), which are then in the served weights as long as `adapting` is true. base: what adapters stand on.
     """
 
-    def __init__(self, spec: TrainerSpec, world: int):
+    def __init__(self, spec: TrainerSpec, world: int, head: bool = False):
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
             False  # a C++ build for inference collectives
         )
-        self.spec, self.world = spec, world
+        self.spec, self.world, self.head = spec, world, head
         self.device = torch.device(spec.device)
         self.stage = max(spec.zero, 1) if spec.dtype == "bfloat16" else spec.zero
         self.norm: Tensor | None = None
         self.packs: bool | None = None
-        module = PolicyModule(self._build())
-        self.tied = bool(getattr(module.model.config, "tie_word_embeddings", False))
+        built = build(spec, head)
+        self.pairs, self.dropouts = built.pairs, built.dropouts
+        self.adapting, self.base = bool(built.pairs), Base("", "")
+        module = built.module
         optimizer = self._optimizer(module)
         with redirect_stdout(StringIO()):  # some of its optimizers print their memory
             engine: Any = deepspeed.initialize(
@@ -92,28 +97,16 @@ class Sharded:
             )[0]
         self.engine = engine
         self.optimizer: Any = engine.optimizer
-        self.module: PolicyModule = engine.module
+        self.module: Any = engine.module
         self.inner: Any = engine.basic_optimizer
-        self.params: dict[str, Any] = {
+        named: dict[str, Any] = {
             name.removeprefix(PREFIX): param for name, param in self.module.named_parameters()
         }
+        self.trained = {name: param for name, param in named.items() if param.requires_grad}
+        self.params = {plain(name): param for name, param in named.items() if ".lora_" not in name}
+        for layer in self.dropouts:
+            layer.eval()
         self._make_moments()
-
-    def _build(self) -> Any:
-        """The architecture, dropout off. Its weights are loaded later, in place."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.initialization import no_init_weights
-
-        config = AutoConfig.from_pretrained(self.spec.model)
-        for name in vars(config):
-            if name.endswith(("dropout", "pdrop")) and isinstance(getattr(config, name), float):
-                setattr(config, name, 0.0)
-        with no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, self.spec.dtype))
-        model.tie_weights()
-        if self.spec.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.to(self.device).train()
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """AdamW. Vectors (norms, biases) are not decayed."""
@@ -154,9 +147,15 @@ class Sharded:
 
     # ---- one optimizer step
 
-    def logprobs(self, micro: Micro) -> Tensor:
-        """(trained,) log-probs, float32."""
-        return self.engine(micro.input_ids, micro.index, micro.targets, micro.positions)
+    def outputs(self, micro: Micro, what: str = "logprobs", draw: int | None = None) -> Tensor:
+        """(trained,) log-probs or values, or (sequences,) rewards, float32. draw: seed of the adapters' dropout; None: they
+        drop nothing."""
+        for layer in self.dropouts:
+            layer.train(draw is not None)
+        if draw is not None:
+            torch.manual_seed(draw)
+        index = micro.ends if what == "rewards" else micro.index
+        return self.engine(micro.input_ids, index, micro.targets, micro.positions)
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients. DeepSpeed averages over ranks; the loss is a sum over them, hence the factor."""
@@ -175,7 +174,7 @@ class Sharded:
     def _flats(self) -> list[Tensor]:
         """The tensors that the inner optimizer updates."""
         if self.stage == 0:
-            return list(self.params.values())
+            return list(self.trained.values())
         names = (
             "fp32_partitioned_groups_flat",
             "single_partition_of_fp32_groups",
@@ -204,8 +203,8 @@ class Sharded:
         return float(next(iter(self.inner.state.values()))["step"])
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """(name/moment, full tensor) of all parameters. All ranks must take all of them."""
-        for name, param in self.params.items():
+        """(name/moment, full tensor) of all that is trained. All ranks must take all of them."""
+        for name, param in self.trained.items():
             for moment in MOMENTS:
                 yield f"{name}/{moment}", self._full(param, moment)
 
@@ -213,7 +212,7 @@ class Sharded:
     def load_moments(self, read: Callable[[str], Tensor], step: float) -> None:
         """Replace the moments by full tensors that `read(name/moment)` gives."""
         self.reset_moments(step)
-        for name, param in self.params.items():
+        for name, param in self.trained.items():
             for moment in MOMENTS:
                 self._write_master(param, read(f"{name}/{moment}"), moment)
 
@@ -221,37 +220,48 @@ class Sharded:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every weight, under Hugging Face names; a tied head is left out."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.params.items()}
+        return {name: shape_of(param) for name, param in self.params.items()}
 
     @torch.no_grad()
-    def load(self, read: Callable[[str], Tensor], masters: bool) -> None:
-        """Replace the served weights, and with `masters` what training continues from, by what `read(name)` gives."""
+    def load(
+        self, read: Callable[[str], Tensor], masters: bool, adapters: Callable[[str], Tensor] | None = None
+    ) -> None:
+        """Replace the served weights, and with `masters` what training continues from, by what `read(name)` gives.
+
+        adapters: gives the tensors of the adapters on these weights; None: they change nothing until the next load.
+        """
         if self.stage == 3:
             self.optimizer._partition_all_parameters()
         for name, param in self.params.items():
-            value = read(name)
-            if tuple(value.shape) != tuple(getattr(param, "ds_shape", param.shape)):
-                raise TrainerError(
-                    f"tensor {name} has shape {tuple(value.shape)} in the checkpoint, but "
-                    f"{tuple(getattr(param, 'ds_shape', param.shape))} in the architecture of {self.spec.model}. A "
-                    "train node starts from checkpoints of the run's own architecture"
-                )
-            if masters and self.stage:
-                self._write_master(param, value, None)
-            with torch.no_grad():
-                if self.stage == 3:
-                    param.ds_tensor.data.copy_(
-                        _share(value, param.ds_tensor.numel(), torch.distributed.get_rank())
-                    )
-                else:
-                    param.data.copy_(value)
+            self._write(name, param, read(name), masters and param.requires_grad)
+        for name, param in self.trained.items() if self.pairs else ():
+            if ".lora_" in name and (adapters is not None or ".lora_B." in name):
+                value = adapters(name) if adapters else torch.zeros(shape_of(param))
+                self._write(name, param, value, masters and adapters is not None)
+        self.adapting = adapters is not None
         if self.stage == 3 and self.optimizer.persistent_parameters:
             self.optimizer.persistent_parameters[0].all_gather(self.optimizer.persistent_parameters)
         if self.packs is None:
-            self.packs = prove_head(self.module, self.device)
+            self.packs = prove(self.module, self.device)
+
+    def _write(self, name: str, param: Any, value: Tensor, master: bool) -> None:
+        """Replace one served weight, and its master."""
+        if tuple(value.shape) != shape_of(param):
+            raise TrainerError(
+                f"tensor {name} has shape {tuple(value.shape)} in the checkpoint, but {shape_of(param)} in the "
+                f"architecture of {self.spec.model}. A train node starts from checkpoints of the run's own architecture "
+                "(and adapters of its own trainer.lora.rank)"
+            )
+        if master and self.stage:
+            self._write_master(param, value, None)
+        if self.stage == 3:
+            share = _share(value, param.ds_tensor.numel(), torch.distributed.get_rank())
+            param.ds_tensor.data.copy_(share)
+        else:
+            param.data.copy_(value)
 
     def served(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, full tensor on the CPU, in serving precision). All ranks must take all of them."""
+        """(name, full tensor on the CPU, in serving precision, adapters merged). All ranks must take all of them."""
         import deepspeed
 
         for name, param in self.params.items():
@@ -260,11 +270,15 @@ class Sharded:
                     value = param.data.detach().cpu().clone()
             else:
                 value = param.data.detach().cpu()
+            pair = self.pairs.get(name) if self.adapting else None
+            if pair is not None:
+                a, b = (self._full(self.trained[side], None) for side in (pair.a, pair.b))
+                value = merged(value, a, b, pair)
             yield name, value
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, full float32 master weight on the CPU). All ranks must take all of them."""
-        for name, param in self.params.items():
+        """(name, full float32 master weight on the CPU) of all that is trained. All ranks must take all of them."""
+        for name, param in self.trained.items():
             yield name, self._full(param, None)
 
     def _full(self, param: Any, moment: str | None) -> Tensor:
@@ -290,6 +304,11 @@ class Sharded:
                 at = fragment.lp_fragment_address
                 flat = value.reshape(-1)[at.start : at.start + at.numel]
                 fragment.get_hp_fragment(moment).copy_(flat)
+
+
+def shape_of(param: Any) -> tuple[int, ...]:
+    """A parameter's shape, also where it is sharded."""
+    return tuple(getattr(param, "ds_shape", param.shape))
 
 
 def _share(value: Tensor, size: int, rank: int) -> Tensor:

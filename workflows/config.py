@@ -17,6 +17,7 @@ __all__ = [
     "Draft",
     "Evaluation",
     "Generator",
+    "Lora",
     "Prompts",
     "Section",
     "Trainer",
@@ -106,6 +107,36 @@ class Generator(Section):
         return self
 
 
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): the base stays as it is, engines get the merged weights."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float | None = Field(
+        default=None, gt=0, description="the adapters count alpha / rank; default 2 x rank"
+    )
+    dropout: Share = 0.0
+    targets: str | tuple[str, ...] = Field(
+        default="all-linear", description="names of the layers: [q_proj, v_proj]; default all linear ones"
+    )
+
+    @property
+    def scale(self) -> float:
+        """alpha, filled in."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    @field_validator("targets")
+    @classmethod
+    def inner_layers(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        named = (value,) if isinstance(value, str) and value != "all-linear" else value
+        wrong = sorted({"lm_head", "embed_tokens", "score"} & set(named)) if named != "all-linear" else []
+        if wrong or not named:
+            raise ValueError(
+                f"trainer.lora.targets is {value!r}, and the layers {', '.join(wrong) or 'are missing'}: name linear layers "
+                "inside the model, such as q_proj, not its embedding or head. Leave it out for all linear layers"
+            )
+        return named
+
+
 class Trainer(Section):
     """The DeepSpeed group that learns."""
 
@@ -126,6 +157,7 @@ class Trainer(Section):
     tokens_per_micro_batch: int = Field(default=8192, ge=8)
     checkpoint_steps: int = Field(default=50, ge=1)
     gradient_checkpointing: bool = False
+    lora: Lora | None = Field(default=None, description="train adapters instead of all weights: {rank: 16}")
 
     @model_validator(mode="after")
     def enough_examples(self) -> Trainer:

@@ -14,6 +14,7 @@ import pytest
 
 from selfloop.actors.trainer import TrainerRank
 from selfloop.workflows.objectives.dpo import DPO
+from tests.cluster.trainer_ranks import lora_spec, lora_work
 from tests.unit.trainer_rows import Shifted, pair_rows, response_rows, spec_of, tiny_model, work_of
 
 pytestmark = pytest.mark.real
@@ -80,6 +81,15 @@ def test_weights_are_whole_on_the_first_rank(two: dict[str, Any], zero: int):
     assert first["scores"] == second["scores"]
     for scores, wanted in zip(first["scores"], two["ranks"][0]["zero0"]["scores"], strict=True):
         np.testing.assert_allclose(scores, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_adapters_on_two_sharded_ranks_follow_one_rank(two: dict[str, Any]):
+    first, second = (rank["lora"] for rank in two["ranks"])
+    alone = TrainerRank(lora_spec(two["model"])).train(lora_work(two["folder"] / "lora-alone", two["model"]))
+    np.testing.assert_allclose(first["curve"], [line["loss"] for line in alone.curve], atol=1e-4)
+    assert second["curve"] == first["curve"]
+    assert first["received"]
+    assert first["curve"][-1] < first["curve"][0]
 
 
 def test_bad_rows_stop_every_rank(two: dict[str, Any]):

@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-from selfloop.actors.trainer import TrainerRank
+from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainWork
+from selfloop.workflows.config import Lora
 from selfloop.workflows.errors import SelfloopError
 from selfloop.workflows.objectives.base import Batch, Loss
 from selfloop.workflows.objectives.dpo import DPO
@@ -22,6 +24,14 @@ class Dies(Likelihood):
         if os.environ.get("DIES") == "now" and batch["response.logprobs"].requires_grad:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().compute(batch)
+
+
+def lora_spec(model: str, **changes: Any) -> TrainerSpec:
+    return spec_of(model, lora=Lora(rank=4), lr=1e-2, **changes)
+
+
+def lora_work(folder: Path, model: str) -> TrainWork:
+    return work_of(folder, model, Likelihood(), response_rows(15), epochs=2)
 
 
 def main(folder: Path, model: str, other: str, rank: int, port: int) -> None:
@@ -46,6 +56,13 @@ def main(folder: Path, model: str, other: str, rank: int, port: int) -> None:
             "norms": [line["grad_norm"] for line in one.curve], "scores": scores, "tensors": len(tensors),
             "receipts": [receipt == one.receipt, len(receipt)], "state": one.checksum,
         }  # fmt: skip
+    adapted = TrainerRank(lora_spec(model, zero=3, ranks=2), rank, 2, ("127.0.0.1", port))
+    work = lora_work(folder / "lora", model)
+    result = adapted.train(work)
+    found["lora"] = {
+        "curve": [line["loss"] for line in result.curve],
+        "received": adapted.weights()[0] == result.receipt,
+    }
     trainer = TrainerRank(spec_of(model, ranks=2), rank, 2, ("127.0.0.1", port))
     bad = response_rows(8, weight=[1.0] * 7 + [float("1e38")])
     for name, rows in (("empty", bad.slice(0, 0)), ("missing", bad.drop_columns(["prompt_ids"]))):

@@ -1,0 +1,90 @@
+"""Scalar heads: a reward at the end of a sequence, or a value before each of its tokens.
+
+The model is transformers' own `…ForSequenceClassification` with one label, so a trained reward model or critic is a
+normal checkpoint. A new head is zero: it says 0 of everything until it is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfloop.workflows.errors import TrainerError
+
+__all__ = ["HEAD", "ScalarModule", "has_head", "head_settings", "prove_scalars"]
+
+HEAD = "score.weight"
+
+
+def has_head(folder: str) -> bool:
+    """Whether a checkpoint folder holds a model with a scalar head."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+
+
+def head_settings(model: Any) -> dict[str, Any]:
+    """What the config.json of such a checkpoint says beside the start's."""
+    return {"architectures": [type(model).__name__], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+
+
+class ScalarModule(nn.Module):
+    """A model whose forward gives one number at chosen places of the flattened input, computed in float32."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        head: Any = getattr(model, "score", None)
+        found: object = head
+        if not isinstance(found, nn.Linear) or [name for name, _ in found.named_parameters()] != ["weight"]:
+            raise TrainerError(
+                f"{type(model).__name__} has no linear layer `score` without bias as its head, so Selfloop cannot train "
+                "it as a reward model or critic. Use another architecture for this role (Qwen2, Llama, Mistral do)"
+            )
+
+        def forward(hidden: Tensor) -> Tensor:
+            return nn.functional.linear(hidden.float(), head.weight.float())
+
+        head.forward = forward
+
+    def states(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(lines, length, width) last hidden states."""
+        return self.model.base_model(
+            input_ids=input_ids, position_ids=positions, use_cache=False
+        ).last_hidden_state
+
+    def forward(
+        self, input_ids: Tensor, index: Tensor, targets: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
+        """(places,) the head's number at each place `index`; targets are not looked at."""
+        states = self.states(input_ids, positions)
+        return self.model.score(states.reshape(-1, states.shape[-1]).index_select(0, index)).squeeze(-1)
+
+
+def prove_scalars(module: ScalarModule, device: str | torch.device) -> bool:
+    """Raise TrainerError unless our reward is that of the model's own forward. Returns whether sequences that share a
+    line keep apart."""
+    config = module.model.config.get_text_config()
+    tokens = (torch.arange(8, device=device) * 31 % min(config.vocab_size, 97))[None] + 1
+    tokens = torch.where(tokens == (config.pad_token_id or 0), tokens + 1, tokens) % config.vocab_size
+    positions = torch.arange(8, device=device).repeat(2)[None]
+    with torch.no_grad():
+        wanted = module.model(input_ids=tokens, use_cache=False).logits.float().reshape(-1)
+        found = module(tokens, torch.tensor([7], device=device), tokens[0, :1])
+        states = module.states(tokens)
+        shared = [
+            module.states(torch.cat([before, tokens], 1), positions)[:, 8:]
+            for before in (tokens.flip(1), tokens)
+        ]
+    share = 1e-3 if next(module.parameters()).dtype == torch.float32 else 0.1
+    gap = float((wanted - found).abs().max())
+    if not gap <= share * max(1.0, float(wanted.abs().max())):
+        raise TrainerError(
+            f"{type(module.model).__name__}: our reward differs from that of its own forward by {gap:.3g}. It does "
+            "something to the hidden state that Selfloop does not know. Use another architecture for this role"
+        )
+    limit = share * max(1.0, float(states.abs().max()))
+    return torch.equal(*shared) and bool((shared[0] - states).abs().max() <= limit)

@@ -1,0 +1,64 @@
+"""The architecture that a trainer rank trains: a language model or one with a scalar head, with adapters or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from selfloop.actors.adapters import Pair, add_adapters, dropouts
+from selfloop.actors.heads import ScalarModule, prove_scalars
+from selfloop.actors.logprobs import PolicyModule, prove_head
+from selfloop.workflows.errors import TrainerError
+
+if TYPE_CHECKING:
+    from selfloop.actors.trainer import TrainerSpec
+
+__all__ = ["Built", "build", "prove"]
+
+
+@dataclass(frozen=True)
+class Built:
+    """module: what gives log-probs or scalars. pairs: the adapter of each adapted weight. dropouts: the adapters' own."""
+
+    module: PolicyModule | ScalarModule
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    dropouts: list[nn.Module] = field(default_factory=list)
+
+
+def build(spec: TrainerSpec, head: bool) -> Built:
+    """The architecture, its own dropout off. Its weights are loaded later, in place."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.initialization import no_init_weights
+
+    config: Any = AutoConfig.from_pretrained(spec.model)
+    for name in vars(config):
+        if name.endswith(("dropout", "pdrop")) and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+    kind: Any = AutoModelForCausalLM
+    if head:
+        kind, config.num_labels = AutoModelForSequenceClassification, 1
+    with no_init_weights():
+        try:
+            model = kind.from_config(config, dtype=getattr(torch, spec.dtype))
+        except ValueError as error:
+            raise TrainerError(
+                f"transformers has no {'scalar head' if head else 'causal language model'} for the architecture of "
+                f"{spec.model} ({config.model_type}). Use another architecture for this role"
+            ) from error
+    model.tie_weights()
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = ScalarModule(model) if head else PolicyModule(model)
+    pairs = add_adapters(model, spec.lora, head) if spec.lora else {}
+    module.to(spec.device).train()
+    return Built(module, pairs, dropouts(model))
+
+
+def prove(module: PolicyModule | ScalarModule, device: torch.device) -> bool:
+    """Raise TrainerError unless our forward agrees with the model's own. Returns whether sequences may share lines."""
+    if isinstance(module, ScalarModule):
+        return prove_scalars(module, device)
+    return prove_head(module, device)
