@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ CHAT = (
 def even_length(row: Mapping[str, Any]) -> float:
     """A checker that even a random model satisfies half of the time."""
     return float(len(row["response_ids"]) % 2 == 0 or sum(row["response_ids"]) % 2 == 0)
+
+
+def slow_even_length(row: Mapping[str, Any]) -> float:
+    """The same, taking its time, so that rows wait for it."""
+    time.sleep(0.001)
+    return even_length(row)
 
 
 def random_qwen2(folder: Path, seed: int = 0) -> Path:

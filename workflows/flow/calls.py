@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from selfloop.workflows.errors import EngineError, SelfloopError
 from selfloop.workflows.flow.cluster import Actors
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.job import Job, Meta, count_batch
-from selfloop.workflows.flow.pools import Pool, Replica
+from selfloop.workflows.flow.pools import Pool, Replica, died, rows_lost
 from selfloop.workflows.store.parts import read_batches
 
-__all__ = ["Call", "Calls", "Write"]
+__all__ = ["Call", "Calls", "RowsLost", "Write"]
 
 TRIES = 3  # times a batch is sent whole before it is sent row by row
+
+
+class RowsLost(Exception):
+    """Rows that were not committed yet went with the node that held them."""
 
 
 @dataclass
@@ -103,9 +108,9 @@ class Calls:
             if call is None:
                 continue
             try:
-                result = self.get(ref, call.flow)
-            except RayActorError as error:
-                result = self.died(call, error)
+                result = ray.get(ref)
+            except RayError as error:
+                result = self.failed(call, error)
                 if result is None:
                     continue
             else:
@@ -118,25 +123,41 @@ class Calls:
             call.replica.in_flight -= 1
             call.replica.heard = time.monotonic()
 
-    def get(self, ref: Any, flow: Flow) -> Any:
-        """A result, or the typed error behind a failed call. A dead actor's RayActorError passes."""
-        try:
-            return ray.get(ref)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, SelfloopError):
-                raise cause from None
-            raise EngineError(
-                f"node {flow.node.name!r} broke: {type(cause).__name__}: {cause}\n{error}"
-            ) from None
+    def failed(self, call: Call | Write, error: RayError) -> Meta | None:
+        """What becomes of a call that failed: sent again after a death, else the typed error behind it is raised."""
+        name = call.flow.node.name
+        if rows_lost(error):
+            raise RowsLost(name) from error
+        if died(error):
+            return self.died(call, error)
+        if isinstance(call, Call) and call.pool is self.actors.trainer.pool:
+            dead = self.actors.trainer.dead()  # one rank lost its peer
+            if dead is not None:
+                return self.died(call, dead)
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, SelfloopError):
+            raise cause from None
+        raise EngineError(f"node {name!r} broke: {type(cause).__name__}: {cause}\n{error}") from None
+
+    def drain(self) -> None:
+        """Let everything in flight end, whatever becomes of it."""
+        if self.running:
+            done, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=self.patience)
+            for ref in done:
+                with suppress(RayError):  # their errors are known, or of no more interest
+                    ray.get(ref)
+        self.running = {}
+        for pool in (self.actors.engines, self.actors.workers, self.actors.trainer.pool):
+            for replica in pool.replicas:
+                replica.in_flight = 0
 
     # deaths
 
-    def died(self, call: Call | Write, error: RayActorError) -> Meta | None:
+    def died(self, call: Call | Write, error: RayError) -> Meta | None:
         """An actor died with this call on it: put another in its place once, then send the call again."""
         if isinstance(call, Write):
             self.job.folder.event("died", replica="writer", node=call.flow.node.name)
-            self.actors.revive_writer(self.actors.writer)
+            self.actors.revive_writer()
             self.write(call.flow, *call.args)
             return None
         replica = call.replica
@@ -158,7 +179,7 @@ class Calls:
                 replica.heard = now
                 ray.kill(replica.actor, no_restart=True)
 
-    def row_by_row(self, call: Call, error: RayActorError) -> Meta:
+    def row_by_row(self, call: Call, error: RayError) -> Meta:
         """Find the row that ends its replicas: it becomes a failed row, all others are computed."""
         node = call.flow.node
         failed: Any = getattr(node.op, "failed", None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -22,16 +23,19 @@ from selfloop.workflows.config import Config
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.errors import EngineError, InputError
 from selfloop.workflows.flow.job import Place
-from selfloop.workflows.flow.pools import Pool, Replica
+from selfloop.workflows.flow.pools import Pool, Replica, deaths, died, rows_lost
 from selfloop.workflows.flow.trainers import TrainerGroup
 
 __all__ = ["Actors", "Specs", "connect"]
 
+T = TypeVar("T")
+
 LOAD_SECONDS = 600.0
 START_SECONDS = 900.0
-PROBE_TOKENS = 16
+PROBE_TOKENS = 4
 ENGINE_BATCHES = 4  # in flight on one engine, so that it never drains at a batch border
 WORKER_BATCHES = 4
+TRIES = 5  # times the actors are mended before their deaths are the user's to look at
 
 
 def connect(config: Config) -> tuple[int, str]:
@@ -122,13 +126,21 @@ class Actors:
 
     def wait_until_ready(self) -> None:
         """Return once every actor has started; an error in any start is raised here."""
-        every = [replica.actor.ready.remote() for replica in [*self.engines.replicas, *self.workers.replicas]]
-        ray.get([*every, self.writer.ready.remote(), *self.trainer.joined], timeout=START_SECONDS)
+
+        def ready() -> None:
+            pools = [*self.engines.replicas, *self.workers.replicas]
+            asked = [replica.actor.ready.remote() for replica in pools]
+            ray.get([*asked, self.writer.ready.remote(), *self.trainer.joined], timeout=START_SECONDS)
+
+        self.until_alive(ready)
 
     # weights
 
     def serve(self, label: str, version: int, place: Place) -> float | None:
-        """Let every replica serve this model, prove it, and return the probe's gap in nats."""
+        """Let every replica serve this model, prove it, and return the probe's gap in nats. Deaths are mended."""
+        return self.until_alive(lambda: self.publish(label, version, place))
+
+    def publish(self, label: str, version: int, place: Place) -> float | None:
         self.current = (label, version, place)
         source = self.source(label, place)
         receipts = self.engines.every("load", label, version, source, timeout=LOAD_SECONDS)
@@ -189,24 +201,62 @@ class Actors:
     def before_training(self) -> None:
         """Colocated on GPUs: engines give their memory back; they load and prove weights again before they answer."""
         if self.config.placement == "colocated" and self.specs.engine.device == "cuda" and not self.asleep:
-            self.engines.every("sleep", timeout=LOAD_SECONDS)
+            for replica in self.engines.replicas:
+                try:
+                    ray.get(replica.actor.sleep.remote(), timeout=LOAD_SECONDS)
+                except RayActorError:  # a dead one holds no memory, and is replaced when it shall serve
+                    continue
             self.engines.model, self.asleep = "asleep", True
 
     # deaths
 
+    def until_alive(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which asks many actors; where one of them is dead, all dead ones are replaced first."""
+        for attempt in range(TRIES):
+            try:
+                return work()
+            except RayError as error:
+                lost = died(error) or rows_lost(error) or self.trainer.dead() is not None
+                if not lost or attempt == TRIES - 1:
+                    raise
+                self.mend()
+        raise AssertionError("not reached")
+
+    def mend(self) -> None:
+        """Put fresh actors in the places of dead ones. Engines serve nothing until they are published to again."""
+        for pool in (self.engines, self.workers):
+            pool.mend()
+        if deaths([self.writer]):
+            self.writer = self.start_worker(0)
+        if self.trainer.dead() is not None:
+            self.trainer.rebuild()
+        self.engines.model = ""
+
     def revive(self, pool: Pool, replica: Replica) -> None:
-        """Start a fresh actor for a dead one; an engine gets the current weights before it answers."""
+        """Start a fresh actor for a dead one; an engine gets the current weights, proven, before it answers."""
         if pool is self.trainer.pool:
             self.trainer.rebuild()
             return
         pool.replace(replica)
-        if pool is self.engines and pool.model not in ("", "asleep"):
-            self.load(replica)
-            self.probe([replica])
+        if pool is not self.engines or pool.model in ("", "asleep"):
+            return
+        for attempt in range(TRIES):
+            try:
+                self.load(replica)
+                self.probe([replica])
+            except RayError as error:
+                if not died(error) or attempt == TRIES - 1:
+                    raise
+                if deaths([replica.actor]):
+                    pool.replace(replica)
+                if self.trainer.dead() is not None:
+                    self.trainer.rebuild()
+            else:
+                return
 
-    def revive_writer(self, dead: Any) -> None:
-        """Start a fresh writer, unless another call has done so already."""
-        if dead is self.writer:
+    def revive_writer(self) -> None:
+        """Start a fresh writer, unless that has been done already."""
+        if deaths([self.writer]):
             self.writer = self.start_worker(0)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from selfloop.workflows.errors import EngineError
-from selfloop.workflows.flow.calls import Call, Calls, Write
+from selfloop.workflows.flow.calls import Call, Calls, RowsLost, Write
 from selfloop.workflows.flow.cluster import Actors
 from selfloop.workflows.flow.flows import Batch, Flow
 from selfloop.workflows.flow.graph import Graph
@@ -23,6 +23,7 @@ from selfloop.workflows.flow.trainers import TrainingCall
 __all__ = ["Executor"]
 
 AHEAD = 4  # batches a node may be ahead of its slowest reader, beyond what fills the replicas
+LOSSES = 20  # times an iteration goes on after a node was lost with rows on it
 PART_SECONDS = 5.0  # a part is also written when its first batch has waited this long
 
 
@@ -40,8 +41,32 @@ class Executor(Runner):
 
     def run(self, graph: Graph) -> Outcome:
         """Run every node that is not complete yet; returns the models made and the numbers measured."""
-        self.begin(graph)
-        self.calls.begin(graph.iteration, {node.name: node.op for node in graph if node.op is not None})
+        gaps: dict[str, float | None] = {}
+        for _ in range(LOSSES):
+            self.begin(graph)
+            self.outcome.gaps = gaps
+            self.calls.begin(graph.iteration, {node.name: node.op for node in graph if node.op is not None})
+            try:
+                return self.go(graph)
+            except RowsLost as loss:
+                self.go_back(str(loss))
+        raise EngineError(
+            f"iteration {graph.iteration} lost rows {LOSSES} times because nodes of the cluster went away"
+        )
+
+    def go_back(self, node: str) -> None:
+        """After the loss of a cluster node that held rows: go on from what is committed, as a resumed run does."""
+        self.job.folder.event("lost", iteration=self.graph.iteration, node=node)
+        self.calls.drain()
+        while self.training is not None:
+            self.training.wait(1.0)
+            result = self.training.poll()
+            if result is not None:
+                flow, self.training = self.training.flow, None
+                self.finish_training(flow, result)
+        self.actors.mend()
+
+    def go(self, graph: Graph) -> Outcome:
         while not all(flow.complete for flow in self.flows.values()):
             self.switch_models()
             sent = self.dispatch()

@@ -23,6 +23,7 @@ class Runner:
     def __init__(self, job: Job):
         self.job = job
         self.flows: dict[str, Flow] = {}
+        self.outcome = Outcome()
 
     def begin(self, graph: Graph) -> None:
         """Set up the state of every node, with what an earlier driver committed."""
@@ -123,7 +124,7 @@ class Runner:
         counted = flow.counted
         self.job.check_failures(flow.node.name, counted, done=False)
         state = {
-            "batches": flow.released,
+            "batches": len(flow.stored),  # what is counted is committed
             "total": flow.total,
             "complete": flow.complete,
             "queued": flow.in_flight,

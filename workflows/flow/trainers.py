@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from selfloop.actors.ranks import Rank
 from selfloop.actors.trainer import TrainerSpec
 from selfloop.workflows.errors import SelfloopError, TrainerError
 from selfloop.workflows.flow.flows import Flow
-from selfloop.workflows.flow.pools import Pool
+from selfloop.workflows.flow.pools import Pool, deaths, died
 
 __all__ = ["TrainerGroup", "TrainingCall"]
 
@@ -59,15 +59,9 @@ class TrainerGroup:
         self.close()
         self.pool.replace(self.pool.replicas[0])
 
-    def dead(self) -> RayActorError | None:
+    def dead(self) -> RayError | None:
         """The error of a rank that is dead, if any is (asked when another rank lost its peer)."""
-        try:
-            ray.get([rank.ready.remote() for rank in self.ranks], timeout=10)
-        except RayActorError as error:
-            return error
-        except GetTimeoutError:
-            return None
-        return None
+        return next(iter(deaths(self.ranks).values()), None)
 
     def close(self) -> None:
         for rank in self.ranks:
@@ -107,6 +101,8 @@ class TrainingCall:
         try:
             results = ray.get(done)
         except RayActorError as error:
+            if not died(error):
+                raise
             return self.again(error)
         except RayTaskError as error:
             dead = self.group.dead()
