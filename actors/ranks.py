@@ -15,6 +15,7 @@ from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainResult, Train
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.job import count_batch
 from selfloop.workflows.flow.ops import Context, Op
+from selfloop.workflows.flow.provenance import refuse_strangers
 from selfloop.workflows.store.parts import Stored, read_batches
 
 __all__ = ["Rank", "Scorer"]
@@ -72,10 +73,12 @@ class Rank:
         return True
 
     def train(self, work: dict[str, Any], rows: Sequence[pa.Table | Stored]) -> TrainResult:
-        """Train on committed rows."""
+        """Train on committed rows, once it is sure that the weights which the recipe asked for wrote them."""
         tables = read_batches(rows)
         table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
-        return self.trainer.train(TrainWork(table=table, **work))
+        refuse_strangers(table, work["writers"])
+        given = {name: value for name, value in work.items() if name != "writers"}
+        return self.trainer.train(TrainWork(table=table, **given))
 
     def logprobs(
         self, folder: str | None, contexts: list[list[int]], targets: list[list[int]]

@@ -25,6 +25,11 @@ class ModelRef:
     def name(self) -> str:
         return f"{self.role}@{self.version}"
 
+    @property
+    def label(self) -> str:
+        """Its name while an iteration runs: a model of this iteration carries its train node's name too."""
+        return self.name if self.node is None else f"{self.name}#{self.node}"
+
 
 @dataclass(frozen=True)
 class Training:

@@ -19,6 +19,7 @@ from selfloop.workflows.errors import FailedRowsError, StoreError
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node
 from selfloop.workflows.flow.keys import content_key
 from selfloop.workflows.flow.ops import Context, Source
+from selfloop.workflows.flow.provenance import Writers, writers_of
 from selfloop.workflows.store.parts import Stored
 from selfloop.workflows.store.run import RunFolder
 
@@ -89,6 +90,7 @@ class Job:
     batch_size: int
     sources: Mapping[str, pa.Table]
     max_failed_rows: float
+    graph_of: Callable[[int], Graph]
     places: dict[str, Place] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)  # by kind of actor: engine, trainer
     reuse: RunFolder | None = None
@@ -131,14 +133,14 @@ class Job:
         return self.places[self.label(model)]
 
     def label(self, model: ModelRef) -> str:
-        """The name of a model among the places; a model that is thrown away carries its train node's name."""
-        return model.name if model.node is None else f"{model.role}@{model.version}#{model.node}"
+        """The name of a model among the places."""
+        return model.label
 
     def has(self, model: ModelRef) -> bool:
         return self.label(model) in self.places
 
     def train_work(self, node: Node, graph: Graph) -> dict[str, Any]:
-        """The arguments of a TrainWork but for its table."""
+        """The arguments of a TrainWork but for its table, and `writers`: whose rows that may hold."""
         training = node.training
         assert training is not None
         start, made = self.place(training.start), self.made_folder(node, graph)
@@ -158,6 +160,7 @@ class Job:
             "out": str(made),
             "state_out": str(made.with_name(f"{made.name}-state")),
             "step_dir": str(made.with_name(f".{made.name}-steps")),
+            "writers": Writers(node.name, writers_of(graph, node.inputs[0], self.graph_of)),
         }
 
     def made_folder(self, node: Node, graph: Graph) -> Path:

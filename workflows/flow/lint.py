@@ -8,6 +8,7 @@ from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.ops import Save, Summary
 from selfloop.workflows.flow.plan import Planner
+from selfloop.workflows.flow.provenance import made_before
 
 __all__ = ["lint", "lint_graph"]
 
@@ -33,7 +34,7 @@ def lint_graph(graph: Graph) -> list[str]:
     return [
         problem
         for node in graph
-        for check in (columns, training, models, unread)
+        for check in (columns, training, written, models, unread)
         for problem in check(graph, node)
     ]
 
@@ -84,6 +85,18 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
             f"node {node.name!r}: {name} measures against a reference, and reference=None was given. "
             "Name a model, e.g. it.policy"
         )
+
+
+def written(graph: Graph, node: Node) -> Iterator[str]:
+    """Responses to learn from that no node made: their weights would be unknown."""
+    if node.training is None:
+        return
+    rows = graph.nodes[node.inputs[0]]
+    views = node.training.objective.views
+    there = any(f"{view}{end}" in rows.columns for view in views for end in ("_ids", "_segments"))
+    if there and not made_before(graph, rows.name):
+        yield (f"node {node.name!r}: no node before {rows.name!r} makes responses, so nothing says which weights wrote them. "
+               "Make them by sample, demonstrate or play, or read saved ones")  # fmt: skip
 
 
 def models(graph: Graph, node: Node) -> Iterator[str]:

@@ -14,6 +14,7 @@ from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job, Meta, count_batch, split_groups
 from selfloop.workflows.flow.outcome import Outcome
+from selfloop.workflows.flow.provenance import refuse_strangers
 from selfloop.workflows.flow.runner import PART_ROWS, Runner
 from selfloop.workflows.store.parts import read_batches, write_part
 
@@ -105,8 +106,9 @@ class LocalRuntime(Runner):
         rows = read_batches(source.whole())
         table = pa.concat_tables(rows, promote_options="default") if rows else pa.table({})
         flow.in_flight += 1
-        work = TrainWork(table=table, **self.job.train_work(flow.node, self.graph))
-        self.finish_training(flow, self.trainer.train(work))
+        given = self.job.train_work(flow.node, self.graph)
+        refuse_strangers(table, given.pop("writers"))
+        self.finish_training(flow, self.trainer.train(TrainWork(table=table, **given)))
 
 
 class InProcess:

@@ -190,5 +190,5 @@ def make_job(setup: Setup, folder: RunFolder, versions: dict[str, Any]) -> Job:
     config = setup.config
     return Job(
         folder, config.seed, config.batch_size, setup.sources, config.max_failed_rows, versions=versions,
-        reuse=RunFolder(config.reuse) if config.reuse else None,
+        reuse=RunFolder(config.reuse) if config.reuse else None, graph_of=setup.planner.graph,
     )  # fmt: skip
