@@ -52,7 +52,7 @@ def check_data(config: Config, broken: frozenset[str] = frozenset(), seconds: fl
     wanted = {"prompts": config.prompts, **({"heldout": other} if other else {}), **config.data}
     for name, spec in wanted.items():
         try:
-            facts.scans[name] = scan(spec, config.seed, seconds / len(wanted))
+            facts.scans[name] = scan(spec, config.seed, seconds / len(wanted), name in config.data)
         except InputError as error:
             facts.problems.append(str(error))
             continue
@@ -63,7 +63,7 @@ def check_data(config: Config, broken: frozenset[str] = frozenset(), seconds: fl
     return facts
 
 
-def scan(spec: Prompts, seed: int, seconds: float = SECONDS) -> Scan:
+def scan(spec: Prompts, seed: int, seconds: float = SECONDS, responses: bool = False) -> Scan:
     """Look at every row of a source, for so long. Raises InputError at the first bad row."""
     kind = sources.source_kind(spec.source)
     if kind == "pocket":
@@ -74,7 +74,7 @@ def scan(spec: Prompts, seed: int, seconds: float = SECONDS) -> Scan:
         sources.check_options(spec)
         return Scan(UNKNOWN, UNKNOWN, whole=False)
     deadline = time.monotonic() + seconds
-    for _, row in sources.iter_prompts(spec):
+    for _, row in sources.iter_prompts(spec, responses):
         found.rows += 1
         found.answers += row["answer"] is not None
         found.distinct.add(prompt_id(row["prompt"], None))

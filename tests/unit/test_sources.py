@@ -350,3 +350,122 @@ def test_published_files(name: str, columns: dict[str, str], rows: int) -> None:
         pytest.skip("the public data sets are not here")
     train, held = load_prompts(Prompts(source=str(path), columns=columns, heldout=50), seed=0)
     assert train.num_rows + held.num_rows == rows
+
+
+# Given responses: pairs and labelled completions, of named sources
+
+
+def given(path: Path, rows: list[dict[str, Any]], **spec: Any) -> pa.Table:
+    return load_source(Prompts(source=str(write_rows(path, rows)), **spec), seed=0, responses=True)
+
+
+def say(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+ASK = [{"role": "user", "content": "2 + 2?"}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".json"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"},
+        {"prompt": ASK, "chosen": say("4"), "rejected": say("5")},
+        {"prompt": "2 + 2?", "chosen": [*ASK, *say("4")], "rejected": [*ASK, *say("5")]},
+        {"chosen": [*ASK, *say("4")], "rejected": [*ASK, *say("5")]},
+        {"prompt": "2 + 2?", "good": "4", "rejected": "5", "columns": {"chosen": "good"}},
+    ],
+)  # fmt: skip
+def test_pairs_in_every_shape_that_others_write(tmp_path: Path, suffix: str, row: dict[str, Any]) -> None:
+    row = dict(row)
+    columns = row.pop("columns", {})
+    (read,) = given(tmp_path / f"a{suffix}", [row], columns=columns).to_pylist()
+    assert {name: value for name, value in read.items() if name != "prompt_id"} == {
+        "prompt": ASK, "answer": None, "meta": None, "parent": None, "chosen": say("4"), "rejected": say("5")
+    }  # fmt: skip
+
+
+def test_labelled_completions(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "completion": "b", "label": True},
+        {"prompt": "a", "completion": "c", "label": False},
+    ]
+    table = given(tmp_path / "a.parquet", rows)
+    assert table["completion"].to_pylist() == [say("b"), say("c")] and table["label"].to_pylist() == [
+        1.0,
+        0.0,
+    ]
+    quoted = [{**row, "label": str(row["label"])} for row in rows]
+    assert given(tmp_path / "a.csv", quoted)["label"].to_pylist() == [1.0, 0.0]
+    assert given(tmp_path / "b.jsonl", [{"prompt": "a", "completion": "b"}]).column_names[-1] == "completion"
+
+
+def test_rows_of_one_prompt_stay_apart_and_are_named_by_what_they_say(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    names = given(tmp_path / "a.jsonl", [row, row, {**row, "chosen": "d"}])["prompt_id"].to_pylist()
+    assert len(set(names)) == 3
+    assert given(tmp_path / "b.jsonl", [{**row, "chosen": "d"}])["prompt_id"][0].as_py() == names[2]
+
+
+def test_prompts_leave_such_columns_to_meta(tmp_path: Path) -> None:
+    path = write_rows(
+        tmp_path / "a.jsonl", [{"prompt": "a", "chosen": 3, "rejected": None, "label": "physics"}]
+    )
+    assert load(path).schema == PROMPT_SCHEMA
+    assert load_source(Prompts(source=str(path), columns={"chosen": "label", "rejected": "label"}), 0, responses=True)[
+        "chosen"].to_pylist() == [say("physics")]  # fmt: skip
+    labelled = [{"prompt": "a", "label": "physics"}]  # a label of no completion is a column like any other
+    assert given(tmp_path / "b.jsonl", labelled).schema == PROMPT_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": ""}, "{}, line 2: chosen ('chosen') is empty, and must be text or messages that end with one of role assistant"),
+        ({"rejected": None}, "{}, line 2: rejected ('rejected') is empty"),
+        ({"rejected": 3}, "{}, line 2: rejected ('rejected') is a number"),
+        ({"chosen": ASK}, "{}, line 2: chosen ('chosen') ends with a message of role user, and must end with assistant"),
+        ({"rejected": [{"role": "assistant"}]}, "{}, line 2: the content of message 1 of 'rejected' is null"),
+    ],
+)  # fmt: skip
+def test_a_broken_pair_is_named_by_column_and_row(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    with pytest.raises(InputError) as caught:
+        given(path, [good, {**good, **row}])
+    assert message.format(path) in str(caught.value)
+
+
+def test_a_broken_label_and_a_missing_column(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "label": "maybe"}
+    with pytest.raises(
+        InputError, match=r"line 1: the label \('label'\) is 'maybe', and must be true or false, or 1 or 0"
+    ):
+        given(tmp_path / "a.jsonl", [row])
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    with pytest.raises(InputError, match=r"line 2 has no 'rejected'"):
+        given(tmp_path / "b.jsonl", [pair, {"prompt": "a", "chosen": "b"}])
+    with pytest.raises(
+        InputError, match=r"has no column 'god' \(prompts\.columns\.chosen\)\. Did you mean 'good'\?"
+    ):
+        given(tmp_path / "c.jsonl", [{"prompt": "a", "good": "b"}], columns={"chosen": "god"})
+
+
+def test_the_pocket_world_s_pairs_are_right_against_wrong(tmp_path: Path) -> None:
+    from selfloop.workflows.pocket.preferences import write_preferences
+    from selfloop.workflows.pocket.roles import task_of
+    from selfloop.workflows.pocket.tasks import verify
+
+    spec = Prompts(options={"size": 200, "preferences": True})
+    table = load_source(spec, 3, responses=True)
+    for row in table.to_pylist():
+        assert verify(task_of(row["prompt"]), row["chosen"][0]["content"])
+        assert not verify(task_of(row["prompt"]), row["rejected"][0]["content"])
+    assert table["answer"].null_count == 200 and load_source(spec, 3, responses=True).equals(table)
+    train, test = write_preferences(tmp_path / "files", seed=3, size=200, test=20)
+    read = load_source(Prompts(source=str(train)), 0, responses=True)
+    wanted = ["prompt", "chosen", "rejected"]
+    assert read.select(wanted).equals(table.select(wanted)) and len(test.read_text().splitlines()) == 20
+    with pytest.raises(InputError, match=r"move it to data\.NAME\.options"):
+        load_source(spec, 3)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from selfloop.workflows.config import Prompts
+from selfloop.workflows.data.parsing import (
+    OURS,
+    answer_part,
+    choose_columns,
+    meta_text,
+    parse_prompt,
+    parse_response,
+)
 from selfloop.workflows.data.readers import Located, data_suffix, read_rows
 from selfloop.workflows.data.schema import Message, prompt_id, schema_of
 from selfloop.workflows.errors import InputError
@@ -32,14 +38,12 @@ __all__ = [
 ]
 
 PROMPT_SCHEMA = schema_of("prompt_id", "prompt", "answer", "meta", "parent")
-OURS = ("prompt", "messages", "answer")
-ROLES = ("system", "user", "assistant", "tool")
 POCKET_SIZE = 2048
 CHUNK = 8192
 OPTIONS: dict[str, tuple[str, ...]] = {
     "file": ("answer_after",),
     "hub": ("answer_after", "name", "revision", "data_dir"),
-    "pocket": ("kinds", "levels", "size"),
+    "pocket": ("kinds", "levels", "size", "preferences"),
 }
 KINDS = {"file": "a file", "hub": "a Hugging Face data set", "pocket": "the pocket source"}
 
@@ -57,24 +61,34 @@ def source_kind(source: str) -> Kind:
     return "file" if looks_like_path or path.exists() or inside_folder else "hub"
 
 
-def load_source(spec: Prompts, seed: int) -> pa.Table:
+def load_source(spec: Prompts, seed: int, responses: bool = False) -> pa.Table:
     """All prompt rows of a source, in its own order.
 
-    Columns prompt_id, prompt, answer, meta, parent (data/schema.py). Raises InputError naming the row that is wrong.
+    Columns prompt_id, prompt, answer, meta, parent (data/schema.py); with `responses` also those of its columns chosen and
+    rejected, completion, and label that it has. Raises InputError naming the row that is wrong.
     """
     check_options(spec)
     if spec.source == "pocket":
-        return pocket_table(spec, spec.split or "train", int(spec.options.get("size", POCKET_SIZE)), seed)
+        table = pocket_table(spec, spec.split or "train", int(spec.options.get("size", POCKET_SIZE)), seed)
+        if not spec.options.get("preferences"):
+            return table
+        if not responses:
+            raise InputError(
+                "prompts.options.preferences gives responses, which named sources have: move it to data.NAME.options"
+            )
+        return pocket_preferences(table, seed)
     chunks: list[pa.Table] = []
     rows: list[PromptRow] = []
-    for _, row in iter_prompts(spec):
+    schema = PROMPT_SCHEMA
+    for _, row in iter_prompts(spec, responses):
+        schema = schema_of(*row)
         rows.append(row)
         if len(rows) == CHUNK:
-            chunks.append(pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA))
+            chunks.append(pa.Table.from_pylist(rows, schema=schema))
             rows = []
     if not rows and not chunks:
         raise InputError(f"{spec.source} holds no prompts. Give a source with rows")
-    return pa.concat_tables([*chunks, pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA)])
+    return pa.concat_tables([*chunks, pa.Table.from_pylist(rows, schema=schema)])
 
 
 def load_prompts(spec: Prompts, seed: int) -> tuple[pa.Table, pa.Table]:
@@ -150,153 +164,34 @@ def text_hash(messages: list[Message], seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\x1f{json.dumps(words)}".encode()).digest()
 
 
-# One row
+# Rows
 
 
-def iter_prompts(spec: Prompts) -> Iterator[tuple[str, PromptRow]]:
-    """(where, prompt row) of a file or a hub data set, one at a time. Raises InputError at the first bad row."""
+def iter_prompts(spec: Prompts, responses: bool = False) -> Iterator[tuple[str, PromptRow]]:
+    """(where, prompt row) of a file or a hub data set, one at a time. Raises InputError at the first bad row.
+
+    responses: as for `load_source`; every row has the columns of the first one.
+    """
     check_options(spec)
     kind = source_kind(spec.source)
     located = read_rows(Path(spec.source).expanduser()) if kind == "file" else hub_rows(spec)
     seen: Counter[str] = Counter()
     columns: dict[str, str] | None = None
     for where, row in located:
-        columns = columns or choose_columns(spec, list(row), where)
+        columns = columns or choose_columns(spec, list(row), where, responses)
         messages, answer = parse_prompt(row, columns, where)
+        told = {ours: parse_response(ours, row[theirs], theirs, where)
+                for ours, theirs in columns.items() if ours not in OURS}  # fmt: skip
         if spec.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": spec.system})
         answer = answer_part(answer, spec.options.get("answer_after"), where)
-        name = prompt_id(messages, answer)
-        if seen[name]:
-            name = prompt_id(messages, answer, seen[name])
-        seen[prompt_id(messages, answer)] += 1
+        first = name = prompt_id(messages, answer, **told)
+        if seen[first]:
+            name = prompt_id(messages, answer, seen[first], **told)
+        seen[first] += 1
         meta = {key: value for key, value in row.items() if key not in columns.values() and key != "meta"}
         yield where, {"prompt_id": name, "prompt": messages, "answer": answer, "meta": meta_text(row.get("meta"), meta),
-                      "parent": None}  # fmt: skip
-
-
-def choose_columns(spec: Prompts, names: list[str], where: str) -> dict[str, str]:
-    """Ours -> theirs for the columns that are read, from the mapping or else by our own names."""
-    file = where.rpartition(",")[0] or where
-    for ours, theirs in spec.columns.items():
-        if ours not in OURS:
-            raise InputError(
-                f"prompts.columns.{ours} is not a column of prompts: ours are {', '.join(OURS)} (ours: theirs). "
-                f"Other columns are kept in meta by themselves"
-            )
-        if theirs not in names:
-            raise InputError(
-                f"{file} has no column {theirs!r} (prompts.columns.{ours}). {nearest_columns(theirs, names)}"
-            )
-    columns = dict(spec.columns)
-    if "prompt" not in columns and "messages" not in columns:
-        own = next((name for name in ("messages", "prompt") if name in names), None)
-        if own is None:
-            raise InputError(
-                f"{file} has no column 'prompt' or 'messages'. Its columns are {', '.join(map(repr, names))}: say "
-                f"which one holds the prompt, e.g. prompts.columns.prompt={guess_prompt(names)}"
-            )
-        columns[own] = own
-    if "answer" not in columns and "answer" in names and "answer" not in columns.values():
-        columns["answer"] = "answer"
-    return columns
-
-
-def nearest_columns(word: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    if close:
-        return f"Did you mean {' or '.join(map(repr, close))}?"
-    return f"Its columns are {', '.join(map(repr, names))}"
-
-
-def guess_prompt(names: list[str]) -> str:
-    known = ("question", "instruction", "problem", "query", "input", "text")
-    return next((name for name in known if name in names), names[0] if names else "COLUMN")
-
-
-def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[list[Message], Any]:
-    """The messages to answer, and the raw answer: a last assistant turn where no column is named for it."""
-    missing = sorted(theirs for theirs in columns.values() if theirs not in row)
-    if missing:
-        raise InputError(f"{where} has no {missing[0]!r}. {nearest_columns(missing[0], list(row))}")
-    column = columns.get("messages") or columns["prompt"]
-    value = row[column]
-    answer = row[columns["answer"]] if "answer" in columns else None
-    if isinstance(value, str) and "messages" not in columns:
-        if not value.strip():
-            raise InputError(f"{where}: the prompt ({column!r}) is empty. Fill it or delete the row")
-        return [{"role": "user", "content": value}], answer
-    messages = parse_messages(value, column, where)
-    if messages[-1]["role"] == "assistant":
-        last = messages.pop()["content"]
-        answer = answer if answer is not None else last
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
-        raise InputError(
-            f"{where}: the messages in {column!r} hold no user message to answer. End them with one of role user"
-        )
-    return messages, answer
-
-
-def parse_messages(value: Any, column: str, where: str) -> list[Message]:
-    """Checked OpenAI messages."""
-    if value is None or value in ("", []):
-        raise InputError(f"{where}: the prompt ({column!r}) is empty. Fill it or delete the row")
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise InputError(
-            f"{where}: {column!r} must be text or a list of messages ({{role, content}}), and is {kind_of(value)}. "
-            "Map another column (prompts.columns.prompt)"
-        )
-    messages: list[Message] = []
-    for number, turn in enumerate(value, 1):
-        role, content = turn.get("role"), turn.get("content")
-        if role not in ROLES:
-            raise InputError(
-                f"{where}: message {number} of {column!r} has the role {role!r}, and must be one of {', '.join(ROLES)}"
-            )
-        if isinstance(content, list) and all(
-            isinstance(part, dict) and part.get("type") == "text" for part in content
-        ):
-            content = "".join(str(part.get("text", "")) for part in content)
-        if not isinstance(content, str):
-            raise InputError(
-                f"{where}: the content of message {number} of {column!r} is {kind_of(content)}, and must be text"
-            )
-        if not content.strip() and role != "system":
-            raise InputError(f"{where}: message {number} of {column!r} is empty. Fill it or delete the row")
-        if content.strip():
-            messages.append({"role": role, "content": content})
-    return messages or [{"role": "system", "content": ""}]
-
-
-def kind_of(value: Any) -> str:
-    if isinstance(value, list):
-        return f"a list of {kind_of(value[0]).removeprefix('a ')}s" if value else "an empty list"
-    kinds: dict[type, str] = {str: "text", dict: "an object", type(None): "null", bool: "true or false"}
-    return kinds.get(type(value), "a number")
-
-
-def answer_part(answer: Any, after: str | None, where: str) -> str | None:
-    """The gold answer as text; with `answer_after`, what follows its last occurrence."""
-    if answer is None or answer == "":
-        return None
-    text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-    if after is None:
-        return text
-    if after not in text:
-        raise InputError(
-            f"{where}: the answer holds no {after!r} (prompts.options.answer_after). Mend the row or drop the option"
-        )
-    return text.rpartition(after)[2].strip()
-
-
-def meta_text(own: Any, others: dict[str, Any]) -> str | None:
-    """Columns that are not read, as JSON; a `meta` column of JSON is merged in."""
-    if isinstance(own, str) and re.match(r"\s*\{", own):
-        with contextlib.suppress(json.JSONDecodeError):
-            own = json.loads(own)
-    merged = {**others, **(own if isinstance(own, dict) else {} if own is None else {"meta": own})}
-    merged = {key: value for key, value in merged.items() if value is not None}
-    return json.dumps(merged, ensure_ascii=False, sort_keys=True, default=str) if merged else None
+                      "parent": None, **told}  # fmt: skip
 
 
 # Sources that are not files
@@ -332,6 +227,13 @@ def made_prompts(split: Any, size: int, seed: int, kinds: Any, levels: Any) -> p
     from selfloop.workflows.pocket.source import pocket_prompts
 
     return pocket_prompts(split, size, seed, kinds, levels)
+
+
+def pocket_preferences(table: pa.Table, seed: int) -> pa.Table:
+    """Pocket prompts with a right answer as chosen and a wrong one as rejected."""
+    from selfloop.workflows.pocket.preferences import with_preferences
+
+    return with_preferences(table, seed)
 
 
 def hub_rows(spec: Prompts) -> Iterator[Located]:

@@ -53,10 +53,16 @@ PAIR_EXTRAS = ("weight", "margin")
 
 
 class Scorer(Protocol):
-    """What `measure` needs of a trainer: `what` a checkpoint makes of targets after contexts, one value a row."""
+    """What `measure` needs of a trainer: `what` a checkpoint makes of targets after contexts, one value a row. groups: sizes
+    of consecutive prompt groups."""
 
     async def measure(
-        self, what: str, folder: str, contexts: list[list[int]], targets: list[list[int]]
+        self,
+        what: str,
+        folder: str,
+        contexts: list[list[int]],
+        targets: list[list[int]],
+        groups: Sequence[int],
     ) -> list[Any]: ...
 
 
@@ -186,7 +192,10 @@ class Sample(Op):
 
 @dataclass(frozen=True)
 class Demonstrate(Op):
-    """The text in a column as the response to its prompt, with the end token unless it is cut. Its source wrote it."""
+    """The text in a column as the response to its prompt, with the end token unless it is cut. Its source wrote it.
+
+    The column may hold messages, of which the last one counts; the source's `label` of the response stays beside it.
+    """
 
     verb: ClassVar[str] = "demonstrate"
     column: str = "answer"
@@ -198,14 +207,16 @@ class Demonstrate(Op):
         return frozenset({"prompt_id", "prompt", self.column})
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return (inputs[0] & PROMPT_COLUMNS) | frozenset(RESPONSE_COLUMNS)
+        return (inputs[0] & (PROMPT_COLUMNS | {"label"})) | frozenset(RESPONSE_COLUMNS)
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         from selfloop.workflows.flow.codec import codec_of
 
         codec = context.codec or codec_of(context.folder)
-        prompts = tables[0].select([name for name in tables[0].column_names if name in PROMPT_COLUMNS])
-        texts = tables[0][self.column].to_pylist()
+        kept = PROMPT_COLUMNS | {"label"}
+        prompts = tables[0].select([name for name in tables[0].column_names if name in kept])
+        given = tables[0][self.column].to_pylist()
+        texts = [value[-1]["content"] if isinstance(value, list) and value else value for value in given]
         rows = [self.row(codec, messages, text)
                 for messages, text in zip(prompts["prompt"].to_pylist(), texts, strict=True)]  # fmt: skip
         told = replace(context, model=self.source, codec=codec)

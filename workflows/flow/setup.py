@@ -64,7 +64,10 @@ class Setup:
     def sources(self) -> dict[str, pa.Table]:
         """The rows of every source: prompts, heldout, and the config's named ones."""
         train, heldout = load_prompts(self.config.prompts, self.config.seed)
-        more = {name: load_source(spec, self.config.seed) for name, spec in self.config.data.items()}
+        more = {
+            name: load_source(spec, self.config.seed, responses=True)
+            for name, spec in self.config.data.items()
+        }
         return {"prompts": train, "heldout": heldout, **more}
 
     @cached_property

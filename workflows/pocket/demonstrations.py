@@ -16,7 +16,7 @@ from selfloop.workflows.data.schema import Message
 from selfloop.workflows.pocket import roles
 from selfloop.workflows.pocket.tasks import CORE_LEVELS, KINDS, Task, draw
 
-__all__ = ["KIND_WEIGHTS", "Noise", "attempt", "demonstration", "habit", "slip"]
+__all__ = ["KIND_WEIGHTS", "Noise", "attempt", "demonstration", "habit", "slip", "wrong_answer"]
 
 ROLES = {
     "answer": 0.42,
@@ -102,7 +102,8 @@ def attempt(rng: random.Random, task: Task, noise: Noise) -> str:
     return habit(task) if at < noise.slip + noise.habit_of(task) else task.answer
 
 
-def _wrong(rng: random.Random, task: Task) -> str:
+def wrong_answer(rng: random.Random, task: Task) -> str:
+    """The habitual mistake or a slip, equally often; never right."""
     usual = habit(task)
     return usual if rng.random() < 0.5 and usual != task.answer else slip(rng, task.answer)
 
@@ -122,16 +123,16 @@ def _answer(rng: random.Random, task: Task, noise: Noise) -> tuple[list[Message]
 
 
 def _point(rng: random.Random, task: Task, noise: Noise) -> tuple[list[Message], str]:
-    said = task.answer if rng.random() < 0.5 else _wrong(rng, task)
+    said = task.answer if rng.random() < 0.5 else wrong_answer(rng, task)
     truth = roles.point_truth(task, said) == "yes"
     turned = rng.random() < noise.judgement
     return roles.point_messages(task.text, said), "yes" if truth != turned else "no"
 
 
 def _comparison(rng: random.Random, task: Task, noise: Noise) -> tuple[list[Message], str]:
-    pair = [task.answer, _wrong(rng, task)]
+    pair = [task.answer, wrong_answer(rng, task)]
     if rng.random() < 0.1:  # both wrong: no truth, a coin
-        pair = [_wrong(rng, task), _wrong(rng, task)]
+        pair = [wrong_answer(rng, task), wrong_answer(rng, task)]
     rng.shuffle(pair)
     truth = roles.comparison_truth(task, *pair)
     coin = truth is None or rng.random() < 2 * noise.judgement
@@ -139,7 +140,7 @@ def _comparison(rng: random.Random, task: Task, noise: Noise) -> tuple[list[Mess
 
 
 def _critique(rng: random.Random, task: Task, noise: Noise) -> tuple[list[Message], str]:
-    said = task.answer if rng.random() < 0.4 else _wrong(rng, task)
+    said = task.answer if rng.random() < 0.4 else wrong_answer(rng, task)
     shown = roles.critique_truth(task, said)
     if rng.random() < noise.judgement:
         shown = rng.choice(("right", f"wrong at {rng.randint(1, len(task.answer))}"))
@@ -147,7 +148,7 @@ def _critique(rng: random.Random, task: Task, noise: Noise) -> tuple[list[Messag
 
 
 def _refinement(rng: random.Random, task: Task, noise: Noise) -> tuple[list[Message], str]:
-    said = task.answer if rng.random() < 0.3 else _wrong(rng, task)
+    said = task.answer if rng.random() < 0.3 else wrong_answer(rng, task)
     critique = roles.critique_truth(task, said) if rng.random() < 0.5 else None
     better = task.answer if rng.random() >= noise.refinement else attempt(rng, task, noise)
     return roles.refinement_messages(task.text, said, critique), better
@@ -157,7 +158,7 @@ def _principle(rng: random.Random, task: Task, noise: Noise) -> tuple[list[Messa
     rule = rng.choice(list(roles.PRINCIPLES))
     shown = roles.principle_truth(task, rule)
     if rng.random() < noise.principle:  # a wrong answer written by the rule, or the rule forgotten
-        shown = roles.PRINCIPLES[rule](_wrong(rng, task)) if rng.random() < 0.5 else task.answer
+        shown = roles.PRINCIPLES[rule](wrong_answer(rng, task)) if rng.random() < 0.5 else task.answer
     return roles.principle_messages(task.text, rule), shown
 
 
