@@ -38,6 +38,7 @@ class Generator:
         self.engine = make_engine(spec)
         self.codec = Codec(spec.model, trust_remote_code)
         self.model = model
+        self.loads = 0
         self.asleep = False
 
     def ready(self) -> str:
@@ -53,14 +54,20 @@ class Generator:
                 f"node {context.node!r} wants {context.model} and this replica serves {self.model}: its rows would be "
                 "off-policy. This is a fault of the executor; please report it"
             )
-        started = time.perf_counter()
+        started, loads = time.perf_counter(), self.loads
         context.engine, context.codec = self.engine, self.codec
         table = await op.run(read_batches(inputs), context)
+        if loads != self.loads:
+            raise WeightsError(
+                f"other weights were loaded while a batch of node {context.node!r} ran: its prompt groups would be of both. "
+                "This is a fault of the executor; please report it"
+            )
         return table, {**count_batch(table), "seconds": time.perf_counter() - started}
 
     async def load(self, model: str, version: int, source: str | Sequence[Any]) -> dict[str, str]:
         """Serve other weights, from references to the trainer's buckets or a checkpoint folder. Returns the receipt."""
         self.model = "nothing"
+        self.loads += 1
         if self.asleep:
             self.engine.wake()
             self.asleep = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
 from collections.abc import Sequence
@@ -28,21 +29,43 @@ class Scorer:
         self.trainer = trainer
 
     async def measure(
-        self, what: str, folder: str, contexts: list[list[int]], targets: list[list[int]]
+        self,
+        what: str,
+        folder: str,
+        contexts: list[list[int]],
+        targets: list[list[int]],
+        groups: Sequence[int],
     ) -> list[Any]:
-        return measure(self.trainer, what, folder, contexts, targets)
+        return measure(self.trainer, what, folder, contexts, targets, groups)
 
 
 def measure(
-    trainer: Any, what: str, folder: str, contexts: list[list[int]], targets: list[list[int]]
+    trainer: Any,
+    what: str,
+    folder: str,
+    contexts: list[list[int]],
+    targets: list[list[int]],
+    groups: Sequence[int],
 ) -> list[Any]:
-    """What a trainer's forward gives of targets after contexts: its method `what`."""
+    """What a trainer's forward gives of targets after contexts: its method `what`.
+
+    groups: sizes of consecutive prompt groups. On CPU each has a forward of its own: what else is in a forward changes
+    the last bits of its numbers, and rows shall not depend on the batch they came in.
+    """
     if not hasattr(trainer, what):
         raise TrainerError(
             f"measure(…, {what!r}) needs a model with a scalar head, and this trainer holds none yet. Judge with a prompt "
             "or a rule instead"
         )
-    return getattr(trainer, what)(folder, contexts, targets)
+    ask = getattr(trainer, what)
+    if getattr(trainer, "spec", None) and trainer.spec.device != "cpu":
+        return ask(folder, contexts, targets)
+    ends = list(itertools.accumulate(groups, initial=0))
+    return [
+        one
+        for low, high in itertools.pairwise(ends)
+        for one in ask(folder, contexts[low:high], targets[low:high])
+    ]
 
 
 class Rank:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,20 @@ SELFLOOP = str(Path(sys.executable).with_name("selfloop"))
 Event = dict[str, Any]
 
 
-def start(config: Path, run: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Start a run in a process group of its own."""
+def start(
+    config: Path, run: Path, *overrides: str, command: Sequence[str] = (SELFLOOP,)
+) -> subprocess.Popen[str]:
+    """Start a run in a process group of its own. Its output goes to a file beside the run."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([SELFLOOP, "run", str(config), *overrides, "--run-dir", str(run)], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    with open(run.with_suffix(".log"), "a", encoding="utf-8") as log:
+        return subprocess.Popen([*command, "run", str(config), *overrides, "--run-dir", str(run)], env=env, text=True,
+                                stdout=log, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 500) -> str:
+def finish(process: subprocess.Popen[str], run: Path, seconds: float = 500) -> str:
     """Wait for a run; its output. Anything but success is a failure of the test."""
-    output, _ = process.communicate(timeout=seconds)
+    process.wait(timeout=seconds)
+    output = run.with_suffix(".log").read_text(encoding="utf-8")
     assert process.returncode == 0, output
     return output
 
@@ -46,7 +50,9 @@ def wait_for(
     """Return once the events show something."""
     deadline = time.monotonic() + seconds
     while not shows(events(run)):
-        assert process.poll() is None, f"the run ended before: {process.communicate()[0]}"
+        assert process.poll() is None, (
+            f"the run ended before: {run.with_suffix('.log').read_text(encoding='utf-8')}"
+        )
         assert time.monotonic() < deadline, f"not seen in {seconds} s: {events(run)[-3:]}"
         time.sleep(0.02)
 

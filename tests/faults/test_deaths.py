@@ -34,7 +34,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(start(config, run))
+    finish(start(config, run), run)
     return result(run, 2)
 
 
@@ -52,7 +52,7 @@ def test_a_killed_driver_goes_on_from_the_last_committed_batch(
         process = start(config, run)
         wait_for(run, sampling(iteration, batches), process)
         kill_driver(process)
-    finish(start(config, run))
+    finish(start(config, run), run)
     assert result(run, 2) == undisturbed
     assert committed_twice(run) == []
 
@@ -64,7 +64,7 @@ def test_a_driver_killed_after_training_goes_on_with_the_model_it_made(
     process = start(config, run)
     wait_for(run, lambda seen: any(one["event"] == "serve" and "#" in one["model"] for one in seen), process)
     kill_driver(process)
-    finish(start(config, run))
+    finish(start(config, run), run)
     assert result(run, 2) == undisturbed
     assert sum(one["event"] == "train" and one["iteration"] == 1 for one in events(run)) == 1
 
@@ -76,7 +76,7 @@ def test_a_killed_generator_is_replaced_and_its_batches_are_sent_again(
     process = start(config, run)
     wait_for(run, sampling(2, 6), process)
     assert kill_actor("Generator", process.pid)
-    finish(process)
+    finish(process, run)
     assert [one["replica"] for one in events(run) if one["event"] == "died"]
     assert result(run, 2) == undisturbed
 
@@ -86,7 +86,7 @@ def test_a_killed_worker_is_replaced(config: Path, undisturbed: dict[str, str], 
     process = start(config, run)
     wait_for(run, sampling(1, 6), process)
     assert kill_actor("Worker", process.pid)
-    finish(process)
+    finish(process, run)
     assert result(run, 2) == undisturbed
 
 
@@ -100,7 +100,7 @@ def test_a_poison_row_fails_alone(config: Path, tmp_path: Path) -> None:
     poison = Codec(setup.folder).encode(setup.sources["prompts"]["prompt"][0].as_py())
     run = tmp_path / "run"
     fail = f"generator.options.fail_on={{ids: {poison}, how: exit}}"
-    finish(start(config, run, fail, "iterations=1", "prompts.per_iteration=200", "max_failed_rows=0.05"))
+    finish(start(config, run, fail, "iterations=1", "prompts.per_iteration=200", "max_failed_rows=0.05"), run)
     from ..unit.flows import rows_of
 
     rows = rows_of(run, 1, "sample")

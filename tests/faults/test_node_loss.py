@@ -27,7 +27,7 @@ evaluation: {samples: 1, bootstrap: 100}
 def test_a_run_goes_on_when_one_of_three_nodes_is_killed(tmp_path: Path) -> None:
     config, calm, run = tmp_path / "slow.yaml", tmp_path / "calm", tmp_path / "run"
     config.write_text(CONFIG)
-    finish(start(config, calm))
+    finish(start(config, calm), calm)
     command = [sys.executable, "-m", "tests.faults.three_nodes", str(config), str(run), "--after", "12"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, text=True, capture_output=True, timeout=400, check=False)

@@ -28,7 +28,12 @@ PART_SECONDS = 5.0  # a part is also written when its first batch has waited thi
 
 
 class Executor(Runner):
-    """Runs one iteration's graph at a time; the actors live on between iterations."""
+    """Runs one iteration's graph at a time; the actors live on between iterations.
+
+    streaming: False lets every node end before the next one starts, to compare with.
+    """
+
+    streaming = True
 
     def __init__(self, job: Job, actors: Actors, patience: float = 600.0):
         super().__init__(job)
@@ -67,6 +72,7 @@ class Executor(Runner):
         self.actors.mend()
 
     def go(self, graph: Graph) -> Outcome:
+        self.seen = (-1, "", "")
         while not all(flow.complete for flow in self.flows.values()):
             self.switch_models()
             sent = self.dispatch()
@@ -116,8 +122,9 @@ class Executor(Runner):
         self.wanted = ""
 
     def active(self) -> set[str]:
-        """Nodes that may run now: their model is served, or they need none."""
-        return {name for name, flow in self.flows.items() if not flow.complete and self.may_run(flow)}
+        """Nodes that may run now: their model is served, or they need none. Without streaming only the first of them."""
+        names = [name for name, flow in self.flows.items() if not flow.complete and self.may_run(flow)]
+        return set(names if self.streaming else names[:1])
 
     def may_run(self, flow: Flow) -> bool:
         node = flow.node

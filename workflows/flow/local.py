@@ -117,7 +117,5 @@ class InProcess:
     def __init__(self, trainer: Any):
         self.trainer = trainer
 
-    async def measure(
-        self, what: str, folder: str, contexts: list[list[int]], targets: list[list[int]]
-    ) -> list[Any]:
-        return measure(self.trainer, what, folder, contexts, targets)
+    async def measure(self, *asked: Any) -> list[Any]:
+        return measure(self.trainer, *asked)
