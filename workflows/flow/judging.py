@@ -3,7 +3,8 @@ broke); a missing verdict is never a zero."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from selfloop.workflows.judges.base import GroupJudge, Judge, PromptJudge, Verdi
 
 __all__ = ["JudgeBy", "JudgeRule"]
 
+PAUSES = (0.0, 0.2, 1.0)  # seconds before each time that a batch's rows are judged whose judge broke
 Judged = tuple[Verdict, list[Verdict]]  # the verdict, and the single judgements behind it
 
 
@@ -53,13 +55,19 @@ class JudgeOp(Op):
 
 @dataclass(frozen=True)
 class JudgeRule(JudgeOp):
-    """A verifier (row by row) or a group judge (votes), on CPU workers."""
+    """A verifier (row by row) or a group judge (votes), on CPU workers. What breaks is asked again, then a failed verdict."""
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         judged: dict[int, Judged] = {}
-        for _, rows in groups(tables[0]):
-            for row, verdict in zip(rows, self.verdicts(rows), strict=True):
-                judged[row.index] = (verdict, [verdict])
+        left = [rows for _, rows in groups(tables[0])]
+        for pause in PAUSES:
+            await asyncio.sleep(pause if left else 0)
+            broken: list[list[Row]] = []
+            for rows in left:
+                found = list(zip(rows, self.verdicts(rows), strict=True))
+                judged |= {row.index: (verdict, [verdict]) for row, verdict in found}
+                broken.append([row for row, verdict in found if verdict.state == "failed"])
+            left = [rows for rows in broken if rows]
         return add_verdicts(tables[0], self.column, judged)
 
     def verdicts(self, rows: list[Row]) -> list[Verdict]:
@@ -84,6 +92,14 @@ class JudgeRule(JudgeOp):
             return verdict_of(self.judge.verify(row))
         except Exception as error:  # as above
             return Verdict(None, "failed", f"{type(error).__name__}: {error}")
+
+
+def parsed(parse: Callable[[], float | None], text: str) -> Verdict:
+    """What a judge's words mean. A parser that raises is broken: the same words would break it again."""
+    try:
+        return verdict_of(parse(), text)
+    except Exception as error:  # as above
+        return Verdict(None, "failed", f"{type(error).__name__}: {error}, of: {text}")
 
 
 def verdict_of(score: float | None, text: str = "") -> Verdict:
@@ -153,7 +169,7 @@ class JudgeBy(JudgeOp):
         verdicts = [
             Verdict(None, "failed", reply.error or "")
             if reply.finish == "error"
-            else verdict_of(judge.parse(text), text)
+            else parsed(lambda text=text: judge.parse(text), text)
             for reply, text in zip(replies, texts, strict=True)
         ]
         return [verdicts[start : start + self.votes] for start in range(0, len(verdicts), self.votes)]
@@ -172,4 +188,4 @@ class JudgeBy(JudgeOp):
         if not logprobs:
             return Verdict(None, "failed", "the judge's prompt does not fit the model")
         text = " ".join(f"{name}:{value:.3f}" for name, value in zip(judge.labels, logprobs, strict=True))
-        return verdict_of(judge.parse_labels(logprobs), text)
+        return parsed(lambda: judge.parse_labels(logprobs), text)
