@@ -1,4 +1,4 @@
-# make setup | quickstart | test | check | bench | clean      (STACK=cpu|gpu chooses the stack, PYTHON=… the interpreter)
+# make setup | quickstart | test | check | bench | faults | clean      (STACK=cpu|gpu chooses the stack, PYTHON=… the interpreter)
 VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format bench constraints clean
+.PHONY: help setup quickstart test check format bench faults constraints clean
 
 help:
 	@echo "make setup       install everything into $(VENV) (the other targets do it too)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test        all tests"
 	@echo "make check       format, lint, types, size budget, unit tests: under two minutes"
 	@echo "make bench       measure and print ratios"
+	@echo "make faults      kill everything, with real vLLM and DeepSpeed: about half an hour"
 	@echo "make clean       remove $(VENV), build leftovers and caches; runs/ stays"
 
 setup:
@@ -35,6 +36,11 @@ format: setup
 
 bench: setup
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python -m $$(echo $${file%.py} | tr / .) || exit 1; done
+
+faults: setup
+	@$(BIN)/python -m tests.faults.matrix
+	@$(BIN)/python -m tests.faults.chaos
+	@$(BIN)/python -m tests.faults.ablation
 
 constraints: setup
 	@head -n 1 constraints/cpu.txt > constraints/.new
