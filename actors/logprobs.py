@@ -1,11 +1,13 @@
-"""Log-probs of the trained tokens alone, a chunk of logits at a time, recomputed in the backward pass.
+"""Log-probs of the trained tokens alone, a tile of logits at a time, computed again in the backward pass.
 
-The head is not run where nothing is trained (prompts, padding), and no more than `CHUNK_BYTES` of logits exist at
-once: a batch of (8, 1024) tokens with a vocabulary of 150,000 would take 4.9 GB in float32, several times over.
+The head is not run where nothing is trained (prompts, padding). The logits of all tokens for a slice of the vocabulary
+make a tile that stays in the processor's cache: a batch of (8, 1024) tokens with a vocabulary of 150,000 would take 4.9 GB
+in float32, several times over, and is never there. A slice's part of the head's gradient is written once, whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 
 from selfloop.workflows.errors import TrainerError
 
-__all__ = ["CHUNK_BYTES", "PolicyModule", "head_logprobs"]
+__all__ = ["KEPT_BYTES", "PolicyModule", "head_logprobs"]
 
-CHUNK_BYTES = 256 * 2**20
-"""Size of one chunk of float32 logits."""
+TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
+"""Size of one tile of float32 logits."""
+
+KEPT_BYTES = 128 * 2**20
+"""Tiles of this size together are kept for the backward pass, so that small vocabularies are not computed twice."""
 
 
 class _HeadLogProbs(torch.autograd.Function):
@@ -24,80 +29,118 @@ class _HeadLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float,
-                cap: float | None, rows: int) -> Tensor:  # fmt: skip
-        norms = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        logprobs = torch.empty_like(norms)
-        kept = None
-        for part in _parts(len(hidden), rows):
-            logits = _logits(hidden[part], weight, bias, scale, cap)
-            picked = logits.gather(-1, targets[part, None]).squeeze(-1)
-            top = logits.amax(-1, keepdim=True)
-            logits.sub_(top).exp_()
-            total = logits.sum(-1, keepdim=True)
-            norms[part] = (top + total.log()).squeeze(-1)
-            logprobs[part] = picked - norms[part]
-            if len(hidden) <= rows and cap is None and any(ctx.needs_input_grad[:3]):
-                kept = logits.div_(total)
-        ctx.save_for_backward(hidden, weight, bias, targets, norms, kept)
-        ctx.settings = scale, cap, rows
-        return logprobs
+                cap: float | None, width: int, room: int) -> Tensor:  # fmt: skip
+        tiles = _Tiles(hidden, weight, bias, targets, scale, cap, width)
+        top = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+        total, picked = torch.zeros_like(top), torch.zeros_like(top)
+        kept: list[tuple[Tensor, Tensor]] = []
+        for part, rows, columns in tiles:
+            size = 4 * len(hidden) * (part.stop - part.start)
+            logits = tiles.logits(part, keep=size <= room)
+            picked[rows] = logits[rows, columns]
+            higher = torch.maximum(top, logits.amax(-1))
+            exponentials = logits.sub_(higher[:, None]).exp_()
+            total.mul_((top - higher).exp_()).add_(exponentials.sum(-1))
+            top = higher
+            if size <= room:
+                kept.append((exponentials, higher))
+                room -= size
+            else:
+                room = 0
+        norms = top + total.log()
+        ctx.save_for_backward(hidden, weight, bias, targets, norms)
+        ctx.settings, ctx.kept = (scale, cap, width), kept
+        return picked - norms
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias, targets, norms, kept = ctx.saved_tensors
-        scale, cap, rows = ctx.settings
+        hidden, weight, bias, targets, norms = ctx.saved_tensors
+        scale, cap, width = ctx.settings
+        tiles = _Tiles(hidden, weight, bias, targets, scale, cap, width)
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
-        hidden_grad = torch.empty_like(hidden) if to_hidden else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if to_weight else None
-        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if to_bias else None
-        for part in _parts(len(hidden), rows):
-            grad, slope = kept, None
-            if grad is None:
-                logits = _logits(hidden[part], weight, bias, scale, cap)
+        hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if to_hidden else None
+        weight_grad = torch.empty_like(weight) if to_weight else None
+        bias_grad = torch.empty_like(bias) if to_bias else None
+        upstream = grads[0] * scale
+        for number, (part, rows, columns) in enumerate(tiles):
+            slope = None  # the gradient of log p_t by the logits is onehot(t) - p
+            if number < len(ctx.kept):
+                exponentials, top = ctx.kept[number]
+                grad = exponentials.mul_((-upstream * (top - norms).exp())[:, None])
+            else:
+                logits = tiles.logits(part)
                 slope = None if cap is None else 1 - (logits / cap).square()
-                grad = logits.sub_(norms[part, None]).exp_()
-            grad.mul_(-grads[0][part, None])  # the gradient of log p_t is onehot(t) - p
-            grad.scatter_add_(-1, targets[part, None], grads[0][part, None])
-            if slope is not None:
-                grad.mul_(slope)
-            if scale != 1:
-                grad.mul_(scale)
-            grad = grad.to(weight.dtype)
+                grad = logits.sub_(norms[:, None]).exp_().mul_(-upstream[:, None])
+            grad[rows, columns] += upstream[rows]
+            grad = (grad if slope is None else grad.mul_(slope)).to(weight.dtype)
             if hidden_grad is not None:
-                torch.mm(grad, weight, out=hidden_grad[part])
+                _add_product(hidden_grad, grad, weight[part])
             if weight_grad is not None:
-                _add_product(weight_grad, grad, hidden[part])
+                torch.mm(grad.t(), hidden, out=weight_grad[part])
             if bias_grad is not None:
-                bias_grad += grad.sum(0)
-        to = [None if grad is None else grad.to(weight.dtype) for grad in (weight_grad, bias_grad)]
-        return hidden_grad, *to, None, None, None, None
+                bias_grad[part] = grad.sum(0)
+        ctx.kept = []
+        to = None if hidden_grad is None else hidden_grad.to(hidden.dtype)
+        return to, weight_grad, bias_grad, None, None, None, None, None
 
 
-def _parts(length: int, rows: int) -> list[slice]:
-    return [slice(start, start + rows) for start in range(0, length, rows)]
+class _Tiles:
+    """The logits of all tokens, a slice of the vocabulary at a time; iterating gives each slice, and the rows and the
+    columns of the targets that lie in it."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float,
+                 cap: float | None, width: int):  # fmt: skip
+        self.hidden, self.weight, self.bias, self.targets = hidden, weight, bias, targets
+        self.scale, self.cap, self.width = scale, cap, width
+        self.scratch: Tensor | None = (
+            None  # one memory for all tiles: fresh memory costs more than computing in it
+        )
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        starts = torch.arange(0, len(self.weight), self.width)
+        ordered, order = self.targets.sort()
+        bounds = [*torch.searchsorted(ordered, starts.to(ordered.device)).tolist(), len(ordered)]
+        for number, start in enumerate(starts.tolist()):
+            rows = order[bounds[number] : bounds[number + 1]]
+            yield slice(start, min(start + self.width, len(self.weight))), rows, self.targets[rows] - start
+
+    def logits(self, part: slice, *, keep: bool = False) -> Tensor:
+        """(tokens, part) float32 logits; the next call writes over them unless they are kept."""
+        tokens, width = len(self.hidden), part.stop - part.start
+        if keep:
+            logits = self.hidden.new_empty((tokens, width), dtype=torch.float32)
+        else:
+            if self.scratch is None:
+                self.scratch = self.hidden.new_empty(tokens * self.width, dtype=torch.float32)
+            logits = self.scratch[: tokens * width].view(tokens, width)
+        weight = self.weight[part].t()
+        if weight.dtype == torch.float32:
+            torch.mm(self.hidden, weight, out=logits)
+        else:
+            logits.copy_(self.hidden @ weight)
+        if self.bias is not None:
+            logits.add_(self.bias[part])
+        if self.scale != 1:
+            logits.mul_(self.scale)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None) -> Tensor:
-    logits = nn.functional.linear(hidden, weight, bias).float()
-    if scale != 1:
-        logits = logits.mul_(scale)
-    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
-
-
-def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
-    """total += grad.T @ hidden; sums of low-precision products are kept in float32."""
+def _add_product(total: Tensor, grad: Tensor, weight: Tensor) -> None:
+    """total += grad @ weight; sums of low-precision products are kept in float32."""
     if grad.dtype == torch.float32:
-        total.addmm_(grad.t(), hidden)
+        total.addmm_(grad, weight)
     else:
-        total += grad.t() @ hidden
+        total += grad @ weight
 
 
 def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float = 1.0,
-                  cap: float | None = None, chunk_bytes: int = CHUNK_BYTES) -> Tensor:  # fmt: skip
+                  cap: float | None = None, tile_bytes: int | None = None) -> Tensor:  # fmt: skip
     """Log-probs (tokens,), float32 nats, of targets (tokens,) from the hidden states (tokens, width) that predict
     them. scale and cap: what some architectures do to their logits."""
-    rows = max(1, chunk_bytes // (4 * weight.shape[0]))
-    result = _HeadLogProbs.apply(hidden, weight, bias, targets, scale, cap, rows)
+    size = tile_bytes or TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])
+    width = min(max(1, size // (4 * max(len(hidden), 1))), len(weight))
+    room = KEPT_BYTES if cap is None and torch.is_grad_enabled() else 0
+    result = _HeadLogProbs.apply(hidden, weight, bias, targets, scale, cap, width, room)
     assert isinstance(result, Tensor)
     return result
 

@@ -15,7 +15,7 @@ from tests.unit.trainer_rows import tiny_model
 def plain(
     hidden: Any, weight: Any, bias: Any, targets: Any, scale: float = 1.0, cap: float | None = None
 ) -> Any:
-    """What the chunks must equal."""
+    """What the tiles must equal."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     return logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
@@ -32,7 +32,7 @@ def test_values_and_gradients_are_those_of_the_whole_logits(
     bias = torch.randn(50, requires_grad=True) if biased else None
     targets, upstream = torch.randint(0, 50, (10,)), torch.randn(10)
     inputs = [hidden, weight, *([bias] if bias is not None else [])]
-    found = head_logprobs(hidden, weight, bias, targets, scale, cap, chunk_bytes=chunk)
+    found = head_logprobs(hidden, weight, bias, targets, scale, cap, tile_bytes=chunk)
     wanted = plain(hidden, weight, bias, targets, scale, cap)
     torch.testing.assert_close(found, wanted)
     for one, other in zip(
@@ -48,7 +48,7 @@ def test_low_precision_sums_in_float32():
     hidden = torch.randn(64, 16, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(0, 50, (64,))
-    found = head_logprobs(hidden, weight, None, targets, chunk_bytes=4 * 50)
+    found = head_logprobs(hidden, weight, None, targets, tile_bytes=4 * 50)
     assert found.dtype == torch.float32
     grad = torch.autograd.grad(found.sum(), weight)[0].float()
     wanted = torch.autograd.grad(plain(hidden, weight, None, targets).sum(), weight)[0].float()
@@ -69,14 +69,14 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_is_larger_than_a_chunk():
+def test_no_tensor_is_larger_than_a_tile():
     tokens, vocabulary, width = 512, 4096, 8
     hidden = torch.randn(tokens, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
     chunk = 16 * vocabulary * 4
     with Largest() as seen:
         head_logprobs(
-            hidden, weight, None, torch.randint(0, vocabulary, (tokens,)), chunk_bytes=chunk
+            hidden, weight, None, torch.randint(0, vocabulary, (tokens,)), tile_bytes=chunk
         ).sum().backward()
     assert seen.size <= max(16 * vocabulary, weight.numel())
     assert seen.size < tokens * vocabulary / 8
