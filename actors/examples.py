@@ -102,7 +102,9 @@ def examples_of(table: pa.Table, objective: Objective) -> Examples:
         if view in examples.views and read not in ROW_READS:
             if name in objective.columns or not _has_gaps(examples.table, view, read):
                 _add_values(examples, view, read, who)
-        elif name in table.column_names:
+        elif name in table.column_names and (
+            name in objective.columns or table[name].null_count < table.num_rows
+        ):
             _add_column(examples, name, who)
     return examples
 

@@ -15,11 +15,13 @@ __all__ = ["Graph", "ModelRef", "Node", "Training"]
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A role at a version, e.g. policy@3. `node`: the train node of this graph that makes it, None if it exists already."""
+    """A role at a version, e.g. policy@3. `node`: the train node of this graph that makes it, None if it exists already.
+    `head`: whether it has a scalar head, and whether that was ever trained."""
 
     role: str
     version: int
     node: str | None = None
+    head: Literal["none", "new", "trained"] = "none"
 
     @property
     def name(self) -> str:
@@ -57,6 +59,7 @@ class Training:
             "batch_size": self.batch_size,
             "role": self.role,
             "frozen": {name: model.name for name, model in self.frozen},
+            **({} if self.start.head == "none" else {"head": True}),
         }
 
 

@@ -157,6 +157,7 @@ class Job:
             "seed": derive_seed(self.seed, graph.iteration, node.name),
             "lr": training.lr,
             "batch_size": training.batch_size,
+            "head": training.start.head != "none",
             "out": str(made),
             "state_out": str(made.with_name(f"{made.name}-state")),
             "step_dir": str(made.with_name(f".{made.name}-steps")),

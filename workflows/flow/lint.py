@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph, Node
+from selfloop.workflows.flow.measure import Measure
 from selfloop.workflows.flow.ops import Save, Summary
 from selfloop.workflows.flow.plan import Planner
 from selfloop.workflows.flow.provenance import made_before
@@ -34,7 +35,7 @@ def lint_graph(graph: Graph) -> list[str]:
     return [
         problem
         for node in graph
-        for check in (columns, training, written, models, unread)
+        for check in (columns, training, heads, written, models, unread)
         for problem in check(graph, node)
     ]
 
@@ -87,6 +88,36 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
         )
 
 
+def heads(graph: Graph, node: Node) -> Iterator[str]:
+    """Scalar heads where words are needed, and the reverse."""
+    way = "A model gets one by model.adapt(ScalarHead())"
+    op, model, train = node.op, node.model, node.training
+    if op is not None and model is not None:
+        scalar = isinstance(op, Measure) and op.what != "logprobs"
+        if scalar and model.head == "none":
+            yield f"node {node.name!r} measures {op.what}, and {model.name} has no scalar head. {way}"
+        if isinstance(op, Measure) and op.what == "rewards" and model.head == "new":
+            yield (f"node {node.name!r} measures rewards, and the scalar head of {model.name} was never trained: it says 0 of "
+                   "everything. Measure the model that train(…) gives")  # fmt: skip
+        if model.head != "none" and (op.place == "engine" or (isinstance(op, Measure) and not scalar)):
+            yield (f"node {node.name!r} needs words of {model.name}, and that has a scalar head instead, which no engine "
+                   "serves. Ask the policy, or measure values or rewards of it")  # fmt: skip
+    if train is not None:
+        name, made = type(train.objective).__name__, train.start.name
+        reads = {one for names in train.objective.reads.values() for one in names}
+        wanted = sorted(reads & {"values", "rewards"})
+        if wanted and train.start.head == "none":
+            yield f"node {node.name!r}: {name} reads the {wanted[0]} of a scalar head, and {made} has none. {way}"
+        if not wanted and train.start.head != "none":
+            yield f"node {node.name!r}: {name} reads no values or rewards, and {made} has a scalar head. Leave out adapt(…)"
+        if wanted and "logprobs" in reads:
+            yield f"node {node.name!r}: {name} reads {wanted[0]} and log-probs of one model. Train a critic of its own"
+        if train.start.head != "none" and train.role == "policy":
+            yield f"node {node.name!r} makes a policy with a scalar head, which has no words. Name what it is: role='reward'"
+        if train.reference is not None and train.reference.head != "none":
+            yield f"node {node.name!r}: the reference {train.reference.name} has a scalar head and no log-probs"
+
+
 def written(graph: Graph, node: Node) -> Iterator[str]:
     """Responses to learn from that no node made: their weights would be unknown."""
     if node.training is None:
@@ -104,6 +135,9 @@ def models(graph: Graph, node: Node) -> Iterator[str]:
     for model in node.models:
         if model.node is None and not 0 <= model.version < max(1, graph.iteration):
             yield f"node {node.name!r} uses {model.name}, which does not exist in iteration {graph.iteration}"
+        elif model.node is None and model.version == 0 and model.role != "policy":
+            yield (f"node {node.name!r} uses the role {model.role!r} in iteration 1, and no iteration before made it. Make it "
+                   f"there: it.policy.train(…, role={model.role!r}) if it.index == 1 else it.model({model.role!r})")  # fmt: skip
 
 
 def unread(graph: Graph, node: Node) -> Iterator[str]:

@@ -107,16 +107,20 @@ def restore(job: Job, setup: Setup, folder: RunFolder) -> int:
 
 
 def prune(setup: Setup, folder: RunFolder, index: int) -> None:
-    """Delete the checkpoints before the last `checkpoints.keep`, but none that the next iteration goes back to."""
+    """Delete the checkpoints before the last `checkpoints.keep`, but none that the next iteration goes back to, and none of
+    a role that was carried over since."""
     keep = setup.config.checkpoints.keep
     if keep is None:
         return
     models = [model for node in setup.planner.graph(index + 1) for model in node.models]
     back = max((index - model.version for model in models if model.node is None and model.version), default=0)
+    latest: dict[str, Any] = {}
+    for past in range(1, index + 1):
+        latest |= folder.manifest(past)["roles"]
     for old in range(1, index + 1 - max(keep, back + 1)):
-        for made in folder.manifest(old)["roles"].values():
+        for role, made in folder.manifest(old)["roles"].items():
             for path in filter(None, (made["folder"], made["state"])):
-                if Path(path).parent == folder.iteration(old):
+                if latest[role] != made and Path(path).parent == folder.iteration(old):
                     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -142,7 +146,7 @@ def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, floa
             metrics[f"{name}_failed_rows"] = counted["failed"]
         if node.verb == "sample":
             metrics[f"{name}_truncated_share"] = counted.get("truncated", 0) / max(counted["rows"], 1)
-        if node.verb == "judge":
+        if node.verb in ("judge", "measure"):
             metrics |= verdict_metrics(name, counted)
     return metrics
 

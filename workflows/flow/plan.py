@@ -62,12 +62,10 @@ class Planner:
 
     def build(self, index: int, sources: dict[str, SourceInfo]) -> Graph:
         builder = Builder(index)
-        saved = (
-            {node.name: node.columns for node in self.build(1, sources) if isinstance(node.op, ops.Save)}
-            if index > 1
-            else {}
-        )
-        it = Iteration(builder, index, sources, self.checker, self.max_tokens, saved)
+        first = self.build(1, sources) if index > 1 else Graph(0)
+        saved = {node.name: node.columns for node in first if isinstance(node.op, ops.Save)}
+        scalar = frozenset(role for role, model in first.outputs.items() if model.head != "none")
+        it = Iteration(builder, index, sources, self.checker, self.max_tokens, saved, scalar_roles=scalar)
         if index == 0:
             policy = it.initial
         else:

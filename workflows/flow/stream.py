@@ -20,6 +20,7 @@ from selfloop.workflows.flow.judging import JudgeBy, JudgeRule
 from selfloop.workflows.flow.measure import Measure, Measured
 from selfloop.workflows.flow.ops import PROMPT_COLUMNS, Op, Source
 from selfloop.workflows.flow.play import Play, Program
+from selfloop.workflows.flow.surgery import ScalarHead, Surgery
 from selfloop.workflows.judges.base import Judge, PromptJudge, Verifier
 from selfloop.workflows.objectives.base import Objective
 
@@ -121,8 +122,9 @@ class Stream:
 
     def measure(self, model: Model, what: Measured = "logprobs", *, under: str = "response",
                 column: str | None = None, name: str | None = None) -> Stream:  # fmt: skip
-        """Log-probs of given tokens under a model, or values and rewards of one with a scalar head, by the trainer's forward.
-        The column is `measured_logprobs`, … if not named."""
+        """Log-probs of given tokens under a model, or of one with a scalar head its value before each of them, or its reward
+        at the last one (a verdict: with `column="score"` rules take it as they take a judge's), by the trainer's forward. The
+        column is `measured_logprobs`, … if not named."""
         return self.add(Measure(what, under, column or f"measured_{what}"), name=name, model=model)
 
     def keep(self, rule: GroupRule, *, name: str | None = None) -> Stream:
@@ -188,6 +190,10 @@ class Stream:
         """Append streams of other prompts."""
         return self.add(ops.Concat(), *others, name=name)
 
+    def report(self, function: Callable[..., dict[str, float]], *, name: str | None = None) -> Stream:
+        """Numbers for metrics.jsonl by name, from the whole stream (a barrier): `function(table, seed=…)`."""
+        return self.add(ops.Summary(function), name=name)
+
     def save(self, saved: str, *, name: str | None = None) -> Stream:
         """Keep the stream's rows for `it.saved(name)` of later iterations."""
         return self.add(ops.Save(), name=name or saved)
@@ -224,7 +230,17 @@ class Model:
                             batch_size, made, teachers)  # fmt: skip
         graph = self.builder.graph
         graph.add(Node(named, "train", (stream.node,), frozenset(), None, None, training))
-        return replace(self, ref=ModelRef(made, graph.iteration, named))
+        head = "none" if self.ref.head == "none" else "trained"
+        return replace(self, ref=ModelRef(made, graph.iteration, named, head))
+
+    def adapt(self, surgery: Surgery) -> Model:
+        """The same weights with something added to them; it takes effect where the model is trained or measured."""
+        if not isinstance(surgery, ScalarHead):
+            raise InputError(
+                f"adapt({type(surgery).__name__}): known is ScalarHead. LoRA is the setting trainer.lora"
+            )
+        head = "new" if self.ref.head == "none" else self.ref.head
+        return replace(self, ref=replace(self.ref, head=head))
 
 
 @dataclass(frozen=True)
@@ -248,6 +264,7 @@ class Iteration:
     max_tokens: int = 256
     saved_columns: Mapping[str, frozenset[str]] = field(default_factory=dict)
     round: Round = Round()
+    scalar_roles: frozenset[str] = frozenset()
 
     @property
     def policy(self) -> Model:
@@ -265,7 +282,8 @@ class Iteration:
 
     def model(self, role: str) -> Model:
         """A role as the last iteration left it."""
-        return Model(self.builder, ModelRef(role, self.index - 1), self.max_tokens)
+        head = "trained" if role in self.scalar_roles else "none"
+        return Model(self.builder, ModelRef(role, self.index - 1, None, head), self.max_tokens)
 
     def prompts(self, *, name: str | None = None) -> Stream:
         """This iteration's prompts: `prompts.per_iteration` along a seeded permutation, going on where the last one stopped."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from selfloop.workflows.flow.play import Player
 from selfloop.workflows.flow.stream import Iteration, Model, Stream
+from selfloop.workflows.flow.surgery import ScalarHead
 from selfloop.workflows.judges.base import PromptJudge
 from selfloop.workflows.objectives import SFT, BradleyTerry
 from selfloop.workflows.recipes.base import Recipe
@@ -35,7 +36,7 @@ class AugCon(Recipe):
         )
         worse = questions.play(cripple, writer=base, adds={"crippled": pa.bool_()}, name="crippled")
         pairs = worse.pair(good_against_crippled)
-        scorer = base.train(
+        scorer = base.adapt(ScalarHead()).train(
             pairs, BradleyTerry(), reference=None, optimizer="fresh", role="scorer", name="scorer"
         )
         best = questions.measure(scorer, "rewards", column="quality").keep(self.pick)

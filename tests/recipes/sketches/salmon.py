@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from selfloop.workflows.flow.play import Player
 from selfloop.workflows.flow.stream import Iteration, Model, Stream
+from selfloop.workflows.flow.surgery import ScalarHead
 from selfloop.workflows.objectives import PPO, BradleyTerry, ValueLoss
 from selfloop.workflows.recipes.base import Recipe
 
@@ -51,7 +52,7 @@ class Salmon(Recipe):
         compared = two.play(compare, judge=it.policy, adds={"one": NUMBERS, "two": NUMBERS})
         scored = compared.gather(aggregate, adds=("leads",)).pair(self.label, adds={"shown": TEXTS})
         pairs = scored.recontext(under_shown, tokens=it.policy, reads=("shown",))
-        return it.initial.train(
+        return it.initial.adapt(ScalarHead()).train(
             pairs, BradleyTerry(), reference=None, optimizer="fresh", role="reward", name="reward"
         )
 

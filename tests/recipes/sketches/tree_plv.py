@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from selfloop.workflows.flow.play import VERDICT, Player, Said, graded
 from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.flow.surgery import ScalarHead
 from selfloop.workflows.judges.base import Verifier
 from selfloop.workflows.objectives import BradleyTerry
 from selfloop.workflows.recipes.base import Recipe
@@ -34,7 +35,9 @@ class TreePLV(Recipe):
             search, policy=it.policy, reads=("prompt", "answer"), adds={**VERDICT, "under": pa.int64()}
         )
         pairs = steps.pair(Siblings(margin=self.margin))
-        verifier = it.initial.train(pairs, BradleyTerry(), reference=None, optimizer="fresh", role="verifier")
+        verifier = it.initial.adapt(ScalarHead()).train(
+            pairs, BradleyTerry(), reference=None, optimizer="fresh", role="verifier"
+        )
         solutions = prompts.sample(it.policy, n=self.candidates)
         scored = solutions.measure(verifier, "values", column="worth").score(worst_step, reads=("worth",))
         scored.keep(BestOfN()).save("solutions")
