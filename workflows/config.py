@@ -95,6 +95,9 @@ class Generator(Section):
     memory: float | None = Field(
         default=None, gt=0, description="CPU: GiB of key-value cache; GPU: share of the device"
     )
+    patience: float = Field(
+        default=600.0, gt=0, description="seconds without an answer after which a replica is replaced"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the engine as they are")
 
     @model_validator(mode="after")

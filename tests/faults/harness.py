@@ -63,15 +63,15 @@ def kill_driver(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def kill_actor(name: str, below: int) -> bool:
-    """kill -9 one process of this Ray actor class that descends from the driver `below`."""
+def kill_actor(name: str, below: int, how: int = signal.SIGKILL) -> bool:
+    """kill -9 (or another signal) one process of this Ray actor class that descends from the driver `below`."""
     for pid in descendants(below):
         try:
             title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
         if title.startswith(f"ray::{name}"):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, how)
             return True
     return False
 

@@ -5,6 +5,8 @@ The same with vLLM and DeepSpeed: `make faults` (tests/faults/matrix.py).
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,29 @@ def test_a_killed_generator_is_replaced_and_its_batches_are_sent_again(
     finish(process, run)
     assert [one["replica"] for one in events(run) if one["event"] == "died"]
     assert result(run, 2) == undisturbed
+
+
+def test_a_generator_that_hangs_is_replaced(
+    config: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(config, run, "generator.patience=6")
+    wait_for(run, sampling(2, 6), process)
+    assert kill_actor("Generator", process.pid, signal.SIGSTOP)
+    finish(process, run)
+    assert [one["replica"] for one in events(run) if one["event"] == "stuck"]
+    assert result(run, 2) == undisturbed
+
+
+def test_a_stopped_run_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(config, run)
+    wait_for(run, sampling(1, 6), process)
+    began = time.monotonic()
+    process.terminate()
+    assert process.wait(timeout=60) == 130 and time.monotonic() - began < 30
+    assert f"selfloop resume {run}" in run.with_suffix(".log").read_text()
+    assert not Path(f"/proc/{process.pid}").exists()
 
 
 def test_a_killed_worker_is_replaced(config: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -45,9 +47,12 @@ def connect(config: Config) -> tuple[int, str]:
     url = ""
     if not ray.is_initialized():
         joined = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+        terminated = signal.getsignal(signal.SIGTERM)
         started = ray.init(
             address="auto" if joined else "local", log_to_driver=False, logging_level=logging.ERROR
         )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in its place, which ends the process at once
         url = started.dashboard_url or ""
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))

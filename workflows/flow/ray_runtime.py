@@ -37,7 +37,7 @@ def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Generator[
         actors = Actors(config, specs, gpus)
         actors.wait_until_ready()
         job = make_job(setup, folder, versions(setup, engine, trainer))
-        yield Executor(job, actors), job
+        yield Executor(job, actors, config.generator.patience), job
     finally:
         if actors is not None:
             actors.close()
