@@ -109,6 +109,10 @@ class Runner:
         self.job.trained(flow.node, self.graph, *made.values())
         entry = {"key": flow.key, "steps": result.steps, "model": made, "metrics": result.metrics}
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        self.job.folder.event(
+            "trained", iteration=self.graph.iteration, node=flow.node.name, steps=result.steps,
+            first_step=int(result.metrics.get("resumed_at_step", 0)),
+        )  # fmt: skip
         self.outcome.trained[flow.node.name] = result.metrics
         self.outcome.curves[flow.node.name] = result.curve
         rows = int(result.metrics.get("examples", 0))
