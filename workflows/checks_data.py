@@ -67,7 +67,7 @@ def scan(spec: Prompts, seed: int, seconds: float = SECONDS, responses: bool = F
     """Look at every row of a source, for so long. Raises InputError at the first bad row."""
     kind = sources.source_kind(spec.source)
     if kind == "pocket":
-        rows = sources.load_source(spec, seed).num_rows
+        rows = sources.load_source(spec, seed, responses).num_rows
         return Scan(rows, rows)
     found = Scan()
     if kind == "hub":

@@ -54,7 +54,8 @@ class Script:
             for messages, answer in zip(
                 table["prompt"].to_pylist(), table["answer"].to_pylist(), strict=True
             ):
-                self.answers[tuple(codec.encode(messages))] = answer
+                if answer is not None:
+                    self.answers[tuple(codec.encode(messages))] = answer
 
     def __call__(self, prompt_ids: Sequence[int], seed: int, version: int) -> str:
         answer = self.answers.get(tuple(prompt_ids))

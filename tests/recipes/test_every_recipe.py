@@ -69,7 +69,8 @@ def test_two_iterations_run_on_the_local_runtime(slug: str, tmp_path: Path) -> N
         manifest = folder.manifest(index)
         assert manifest["complete"] and manifest["nodes"]["train"]["steps"]
         samples = rows_of(tmp_path / "run", index, "sample")
-        assert {row["model"] for row in samples} == {f"policy@{index - 1}"}
+        writers = set() if RECIPES[slug].kind == "offline" else {f"policy@{index - 1}"}
+        assert {row["model"] for row in samples} == writers
 
 
 @each

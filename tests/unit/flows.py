@@ -19,6 +19,12 @@ from selfloop.workflows.store.parts import read_table
 from selfloop.workflows.store.run import RunFolder
 
 
+PREFERENCES = {
+    "train": {"options": {"preferences": True, "size": 24}},
+    "test": {"split": "heldout", "options": {"preferences": True, "size": 16}},
+}
+
+
 def fake_config(recipe: str = "self-rewarding", **more: Any) -> Config:
     """Two iterations over 24 prompts with fake engines."""
     fields: dict[str, Any] = {
@@ -29,6 +35,7 @@ def fake_config(recipe: str = "self-rewarding", **more: Any) -> Config:
         "generator": {"engine": "fake", "max_tokens": 32, "options": {"emit_version": False}},
         "evaluation": {"samples": 2, "bootstrap": 100},
         "max_failed_rows": 1.0,
+        "data": PREFERENCES if recipe == "finetune" else {},
         **more,
     }
     return Config(**fields)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.measure import Measure
-from selfloop.workflows.flow.ops import Save, Summary
+from selfloop.workflows.flow.ops import Save, Source, Summary
 from selfloop.workflows.flow.plan import Planner
 from selfloop.workflows.flow.provenance import made_before
 
@@ -53,8 +53,17 @@ def columns(graph: Graph, node: Node) -> Iterator[str]:
                    "(prompts.columns.answer=<column>) or choose a recipe that works without labels")  # fmt: skip
             missing.remove("answer")
         if missing:
-            yield (f"node {node.name!r} reads {', '.join(missing)}, and {source!r} before it has only "
-                   f"{', '.join(sorted(graph.nodes[source].columns))}. Put the verb that adds it in between")  # fmt: skip
+            held = ", ".join(sorted(graph.nodes[source].columns))
+            yield (f"node {node.name!r} reads {', '.join(missing)}, and {source!r} before it has only {held}. "
+                   f"{way_to(graph, source, missing[0])}")  # fmt: skip
+
+
+def way_to(graph: Graph, source: str, column: str) -> str:
+    """How a node's rows get a column that they lack."""
+    op = graph.nodes[source].op
+    if isinstance(op, Source) and op.source not in ("prompts", "heldout") and not op.source.startswith("@"):
+        return f"Map a column of the data to it: data.{op.source}.columns.{column}=<column>"
+    return "Put the verb that adds it in between"
 
 
 def training(graph: Graph, node: Node) -> Iterator[str]:
@@ -73,7 +82,8 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
             yield f"node {node.name!r}: {name} learns from the view {view!r}, and {rows.name!r} has no {view}_ids. {way}"
     missing = sorted(set(objective.columns) - rows.columns)
     if missing:
-        yield f"node {node.name!r}: {name} needs the columns {', '.join(missing)}, which {rows.name!r} does not have"
+        yield (f"node {node.name!r}: {name} needs the columns {', '.join(missing)}, which {rows.name!r} does not have. score(…, "
+               "column=…) adds one; a label of given completions comes from their source, data.NAME.columns.label")  # fmt: skip
     ratios = {"old_logprobs", "sampling_logprobs"} & {
         one for reads in objective.reads.values() for one in reads
     }

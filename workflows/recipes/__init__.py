@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.recipes.expert_iteration import ExpertIteration
+from selfloop.workflows.recipes.finetune import Finetune
 from selfloop.workflows.recipes.grpo import GroupRelative
 from selfloop.workflows.recipes.self_consistency import SelfConsistency
 from selfloop.workflows.recipes.self_rewarding import SelfRewarding
@@ -13,6 +14,7 @@ __all__ = ["RECIPES", "Recipe"]
 
 RECIPES: dict[str, type[Recipe]] = {
     "expert-iteration": ExpertIteration,
+    "finetune": Finetune,
     "grpo": GroupRelative,
     "self-consistency-reward": SelfConsistency,
     "self-rewarding": SelfRewarding,

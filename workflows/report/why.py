@@ -78,7 +78,7 @@ def tell_row(page: Page, past: Past, ask: Ask) -> None:
     page.title("Weights")
     tell_weights(page, past, [(model, step.iteration) for step in steps for model in step.node.models])
     if not full:
-        page.title("One sample with its judge prompts and judgements:")
+        page.title("One sample in full, with judge prompts and judgements:")
         page.lines.append(f"  selfloop why {quoted(past)} {Ask(ask.prompt, ask.node, 0, ask.iteration)}")
 
 

@@ -40,7 +40,7 @@ class Page:
     def put(self, label: str, text: str, indent: int = 14, hang: int = 0) -> None:
         """Text beside its label; a long label stands above."""
         first = f"  {label}".ljust(indent)
-        if len(first) > indent:
+        if label and len(label) > indent - 3:
             self.lines.append(first.rstrip())
             first = " " * indent
         margin = " " * (indent + hang)
@@ -176,7 +176,7 @@ def tell_other(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
     if not step.complete:
         yield node.verb
     elif node.verb == "summary":
-        yield "counted in the evaluation"
+        yield "counted in the evaluation" if node.evaluation else f"counted in the numbers of {node.name!r}"
     elif isinstance(op, ops.Save):
         yield f"saved as {node.name!r} for later iterations"
     elif isinstance(op, ops.Concat | ops.Merge):
