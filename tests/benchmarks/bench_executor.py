@@ -1,8 +1,9 @@
 """The executor alone: many rows through sample -> judge -> keep -> pair with fake engines, committing on.
 
 python -m tests.benchmarks.bench_executor [--rows 1000000]
-Prints the driver's memory at 10 % and at 100 % of the rows, and the time a batch and node. One row = one sample;
-64 prompts x 4 samples a batch.
+Prints the driver's memory at 10 % and at 100 % of the rows, and the time a batch and node: of the wall clock, and the
+driver's own processor seconds in its main thread and in all (Ray's core works in threads of the driver). One row = one
+sample; 64 prompts x 4 samples a batch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.recipes.rules import MostAgainstLeast
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.run import RunFolder
+from tests.benchmarks.machine import Load, describe
 
 SAMPLES = 4
 NODES = ("sample", "judge", "keep", "pair")
@@ -86,15 +88,21 @@ def main() -> None:
         graph = setup.planner.graph(1)
         batches = -(-prompts // config.batch_size)
         watch = job.progress = Watch(job, batches)
-        started = time.monotonic()
+        load, started = Load(), (time.monotonic(), time.thread_time(), time.process_time())
         runtime.run(graph)
-        seconds = time.monotonic() - started
+        ended = (time.monotonic(), time.thread_time(), time.process_time())
+        seconds, thread, process = (after - before for after, before in zip(ended, started, strict=True))
+    each = 1000 / batches / len(NODES)
     early, late = watch.memory.get(10, 0.0), max(watch.memory.values())
     print(f"{rows:,} rows in {batches:,} batches through {len(NODES)} nodes: {seconds:.1f} s, "
-          f"{1000 * seconds / batches / len(NODES):.2f} ms a batch and node, {rows / seconds:,.0f} rows/s")  # fmt: skip
+          f"{each * seconds:.2f} ms a batch and node, {rows / seconds:,.0f} rows/s")  # fmt: skip
+    print(
+        f"driver, a batch and node: {each * thread:.2f} ms of its main thread, {each * process:.2f} ms of all its threads"
+    )
     print(
         f"driver memory: {early:.0f} MB at 10 %, {watch.memory.get(100, 0):.0f} MB at 100 % (largest {late:.0f} MB)"
     )
+    print(f"{describe()}; {load.sentence()}")
     shutil.rmtree(place)
 
 

@@ -21,7 +21,7 @@ from selfloop.workflows.flow.cluster import Actors
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.job import Job, Meta, count_batch
 from selfloop.workflows.flow.pools import Pool, Replica, died, rows_lost
-from selfloop.workflows.store.parts import read_batches
+from selfloop.workflows.store.parts import packed, read_batches
 
 __all__ = ["Call", "Calls", "RowsLost", "Write"]
 
@@ -82,7 +82,7 @@ class Calls:
         replica.in_flight += 1
         call.generation = replica.generation
         method = getattr(replica.actor, call.method).options(num_returns=2)
-        given = (self.ops[node.name], self.job.context(node, self.iteration), *call.args)
+        given = (self.ops[node.name], self.job.context(node, self.iteration), *map(packed, call.args))
         call.data, meta = method.remote(*given)
         if call.pool is self.actors.trainer.pool:  # a forward over several ranks needs every one of them
             for rank in self.actors.trainer.ranks[1:]:
