@@ -53,7 +53,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     assert [line["iteration"] for line in metrics] == [0, 1]
     assert all(line["sync_logprob_gap"] <= 1e-3 for line in metrics)
     row = rows_of(tmp_path / "runs/quickstart", 1, "sample")[0]["prompt_id"]
-    stand_ins = {"CONFIG": "configs/quickstart.yaml", "ROW": row, "3": "1", "RUN": "runs/quickstart"}
+    stand_ins = {"CONFIG": "configs/spin.yaml", "ROW": row, "3": "1", "RUN": "runs/quickstart"}
     typed = commands()
     assert len(typed) >= 6
     for line in typed:
