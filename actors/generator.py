@@ -16,7 +16,7 @@ from selfloop.workflows.errors import WeightsError
 from selfloop.workflows.flow.codec import Codec
 from selfloop.workflows.flow.job import count_batch
 from selfloop.workflows.flow.ops import Context, Op
-from selfloop.workflows.store.parts import Stored, read_batches
+from selfloop.workflows.store.parts import Rows, packed, read_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,10 +45,8 @@ class Generator:
         """The label of the weights served; returns once the engine has started."""
         return self.model
 
-    async def run(
-        self, op: Op, context: Context, *inputs: pa.Table | Stored
-    ) -> tuple[pa.Table, dict[str, Any]]:
-        """Run a node's op on one batch: its rows, and what was counted of them."""
+    async def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, dict[str, Any]]:
+        """Run a node's op on one batch: its rows, packed, and what was counted of them."""
         if context.model != self.model:
             raise WeightsError(
                 f"node {context.node!r} wants {context.model} and this replica serves {self.model}: its rows would be "
@@ -62,7 +60,7 @@ class Generator:
                 f"other weights were loaded while a batch of node {context.node!r} ran: its prompt groups would be of both. "
                 "This is a fault of the executor; please report it"
             )
-        return table, {**count_batch(table), "seconds": time.perf_counter() - started}
+        return packed(table), {**count_batch(table), "seconds": time.perf_counter() - started}
 
     async def load(self, model: str, version: int, source: str | Sequence[Any]) -> dict[str, str]:
         """Serve other weights, from references to the trainer's buckets or a checkpoint folder. Returns the receipt."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from selfloop.workflows.flow.job import count_batch, split_groups
 from selfloop.workflows.flow.ops import Context, Op
-from selfloop.workflows.store.parts import Part, Stored, read_batches, write_part
+from selfloop.workflows.store.parts import Part, Rows, packed, read_batches, write_part
 
 __all__ = ["Worker"]
 
@@ -24,15 +24,15 @@ class Worker:
     def ready(self) -> bool:
         return True
 
-    def run(self, op: Op, context: Context, *inputs: pa.Table | Stored) -> tuple[pa.Table, dict[str, Any]]:
-        """Run a node's op on one batch."""
+    def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, dict[str, Any]]:
+        """Run a node's op on one batch: its rows, packed, and what was counted of them."""
         started = time.perf_counter()
         table = asyncio.run(op.run(read_batches(inputs), context))
-        return table, {**count_batch(table), "seconds": time.perf_counter() - started}
+        return packed(table), {**count_batch(table), "seconds": time.perf_counter() - started}
 
     def gather(
-        self, op: Op, context: Context, batch_size: int, *inputs: Sequence[pa.Table | Stored]
-    ) -> tuple[pa.Table, dict[str, Any]]:
+        self, op: Op, context: Context, batch_size: int, *inputs: Sequence[Rows]
+    ) -> tuple[pa.Buffer, dict[str, Any]]:
         """Run a barrier's op on whole streams. `splits`: the row counts of the batches its rows make."""
         started = time.perf_counter()
         tables = [
@@ -42,11 +42,15 @@ class Worker:
         ]
         table = asyncio.run(op.run(tables, context))
         splits = split_groups(table, batch_size)
-        return table, {**count_batch(table), "splits": splits, "seconds": time.perf_counter() - started}
+        return packed(table), {
+            **count_batch(table),
+            "splits": splits,
+            "seconds": time.perf_counter() - started,
+        }
 
     def write(
-        self, folder: str, number: int, first: int, batches: list[dict[str, Any]], key: str, *tables: pa.Table
+        self, folder: str, number: int, first: int, batches: list[dict[str, Any]], key: str, *tables: Rows
     ) -> tuple[Part, str]:
         """Commit consecutive batches as one part; returns it with the checksum of its file."""
-        part = write_part(folder, number, first, tables, batches, key)
+        part = write_part(folder, number, first, read_batches(tables), batches, key)
         return part, hashlib.sha256(Path(part.path).read_bytes()).hexdigest()[:16]

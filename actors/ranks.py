@@ -17,7 +17,7 @@ from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.job import count_batch
 from selfloop.workflows.flow.ops import Context, Op
 from selfloop.workflows.flow.provenance import refuse_strangers
-from selfloop.workflows.store.parts import Stored, read_batches
+from selfloop.workflows.store.parts import Rows, packed, read_batches
 
 __all__ = ["Rank", "Scorer"]
 
@@ -95,7 +95,7 @@ class Rank:
         )
         return True
 
-    def train(self, work: dict[str, Any], rows: Sequence[pa.Table | Stored]) -> TrainResult:
+    def train(self, work: dict[str, Any], rows: Sequence[Rows]) -> TrainResult:
         """Train on committed rows, once it is sure that the weights which the recipe asked for wrote them."""
         tables = read_batches(rows)
         table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
@@ -108,12 +108,12 @@ class Rank:
     ) -> list[list[float]]:
         return self.trainer.logprobs(folder, contexts, targets)
 
-    def run(self, op: Op, context: Context, *inputs: pa.Table | Stored) -> tuple[pa.Table, dict[str, Any]]:
-        """Run a `measure` node on one batch."""
+    def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, dict[str, Any]]:
+        """Run a `measure` node on one batch: its rows, packed, and what was counted of them."""
         started = time.perf_counter()
         context.scorer = Scorer(self.trainer)
         table = asyncio.run(op.run(read_batches(inputs), context))
-        return table, {**count_batch(table), "seconds": time.perf_counter() - started}
+        return packed(table), {**count_batch(table), "seconds": time.perf_counter() - started}
 
     def weights(self) -> tuple[dict[str, str], list[Any]]:
         """The receipt of the weights now loaded, and references to their buckets (first rank only)."""

@@ -197,14 +197,14 @@ class Calls:
                 refs = call.replica.actor.run.options(num_returns=2).remote(
                     self.ops[node.name], context, piece, *call.args[1:]
                 )
-                tables.append(ray.get(refs, timeout=self.patience)[0])
+                tables += read_batches([ray.get(refs, timeout=self.patience)[0]])
             except (RayActorError, GetTimeoutError) as death:
                 self.actors.revive(call.pool, call.replica)
                 tables.append(
                     failed(piece, context, f"it ended the {call.pool.name}: {type(death).__name__}")
                 )
         table = pa.concat_tables(tables, promote_options="default")
-        call.data = ray.put(table)
+        call.data = ray.put(packed(table))
         return {**count_batch(table), "seconds": 0.0}
 
 

@@ -18,6 +18,7 @@ from selfloop.workflows.errors import StoreError
 
 __all__ = [
     "Part",
+    "Rows",
     "Stored",
     "list_parts",
     "packed",
@@ -129,6 +130,10 @@ def read_stored(batches: Sequence[Stored]) -> list[pa.Table]:
     return tables
 
 
+Rows = pa.Table | pa.Buffer | Stored
+"""A batch's rows: as they are, packed, or where they are committed."""
+
+
 def packed(value: Any) -> Any:
     """A table as Arrow's own stream of bytes, which an actor call takes in a fiftieth of the time that Ray needs for a
     table; everything else as it is."""
@@ -140,7 +145,7 @@ def packed(value: Any) -> Any:
     return sink.getvalue()
 
 
-def read_batches(batches: Sequence[pa.Table | pa.Buffer | Stored]) -> list[pa.Table]:
+def read_batches(batches: Sequence[Rows]) -> list[pa.Table]:
     """Rows of batches, whether they came as tables, packed, or are to be read from their parts; each is opened once."""
     stored = iter(read_stored([one for one in batches if isinstance(one, Stored)]))
     tables = [next(stored) if isinstance(one, Stored) else one for one in batches]
