@@ -1,17 +1,20 @@
 """Whole iterations beside the bare engines on the same work, interleaved: the same prompts, tokens and training rows.
 
-    python -m tests.benchmarks.bench_iteration [--configs self-rewarding grpo] [--iterations 7] [key=value ...]
+    python -m tests.benchmarks.bench_iteration [--configs self-rewarding grpo] [--iterations 5] [key=value ...]
 
 After each iteration of a real run (Ray, vLLM, DeepSpeed), bare vLLM samples and judges the prompts that it committed,
 as many tokens each, and a bare DeepSpeed loop trains on its rows. All engines were started before. An iteration is
-everything from the end of the one before it: planning, sampling, judging, committing, training, checkpoint, publishing,
-proof. Iterations from 2 on count, without the last, which alone is evaluated.
+everything from the end of the one before it: planning, publishing, proof, sampling, judging, committing, training,
+checkpoint. Iterations from 2 on count, without the last, which alone is evaluated. The ratio is the median of each
+iteration's own. Processor seconds, of all processes of a side, are told beside the wall clock: other work on the
+machine changes them less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -32,7 +35,7 @@ from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.parts import read_batches
 from selfloop.workflows.store.run import RunFolder
 from tests.benchmarks import bare
-from tests.benchmarks.machine import Load, describe
+from tests.benchmarks.machine import Load, cpu_of, describe, spread, tree
 
 __all__ = ["measure"]
 
@@ -49,20 +52,44 @@ class Interleaved(Console):
         self.trainer = bare.Worker(bare.trainer, self.spec)
         self.codec = Codec(setup.folder)
         self.found: list[dict[str, float]] = []
-        self.since = time.perf_counter()
+        self.workers = {worker.process.pid or 0 for worker in (*self.engines, self.trainer)}
+        self.since = self.now()
+
+    def now(self) -> tuple[float, float]:
+        """The clock, and the processor seconds of everything but the bare engines."""
+        return time.perf_counter(), cpu_of(tree(os.getpid(), self.workers))
 
     def line(self, text: str) -> None:
         """Nothing is printed beside a measurement."""
 
     def iteration(self, index: int, metrics: Mapping[str, Any]) -> None:
         """Measure the same work on the bare engines, unless this iteration only warmed up, or was evaluated."""
-        seconds = time.perf_counter() - self.since
+        seconds, work = (new - old for new, old in zip(self.now(), self.since, strict=True))
         if 1 <= index < self.setup.config.iterations:
-            figures = self.bare(index) | {"selfloop": seconds, "wall_s": metrics["wall_s"]}
-            figures |= {name: metrics[f"train_{name}"] for name in ("prepare_s", "train_s", "save_s")}
+            phases, before = self.phases(index), cpu_of(self.workers)
+            figures = self.bare(index)
+            figures |= {"cpu bare": cpu_of(self.workers) - before, "cpu selfloop": work, "selfloop": seconds}
+            figures |= phases
+            figures |= {
+                f"trainer {name}": metrics[f"train_{name}"] for name in ("prepare_s", "train_s", "save_s")
+            }
             if index > 1:  # the first iteration warms both sides up
                 self.found.append(figures)
-        self.since = time.perf_counter()
+        self.since = self.now()
+
+    def phases(self, index: int) -> dict[str, float]:
+        """Where our seconds went, by the run's own events: publish, rows, train."""
+        lines = (self.folder.path / "events.jsonl").read_text("utf-8").splitlines()
+        events = [json.loads(line) for line in lines]
+        began = next(e["time"] for e in events if e["event"] == "iteration" and e["iteration"] == index)
+        mine = [e for e in events if e["time"] >= began]
+        served = next((e["time"] for e in mine if e["event"] == "serve"), began)
+        trains = next(e["time"] for e in mine if e["event"] == "train")
+        return {
+            "publish and prove": served - began,
+            "rows": trains - served,
+            "train and save": time.time() - trains,
+        }
 
     def bare(self, index: int) -> dict[str, float]:
         """Seconds of bare vLLM a node, of the bare DeepSpeed loop, and of all of it."""
@@ -140,13 +167,26 @@ def measure(name: str, iterations: int, overrides: Sequence[str]) -> dict[str, A
     finally:
         console.close()
         shutil.rmtree(place, ignore_errors=True)
-    names = console.found[0]
     ratios = [line["selfloop"] / line["bare"] for line in console.found]
     return {
-        "config": name, **{key: statistics.median(line[key] for line in console.found) for key in names},
-        "ratio": statistics.median(ratios), "ratios": [round(ratio, 3) for ratio in ratios], "load": load.sentence(),
-        "replicas": config.generator.replicas,
+        "medians": {key: statistics.median(line[key] for line in console.found) for key in console.found[0]},
+        "wall": ratios, "cpu": [line["cpu selfloop"] / line["cpu bare"] for line in console.found],
+        "load": load.sentence(), "threads": (config.generator.threads, config.trainer.threads),
+        "replicas": config.generator.replicas, "ranks": config.trainer.ranks,
     }  # fmt: skip
+
+
+def report(name: str, found: dict[str, Any]) -> None:
+    medians, (sampling, training) = found["medians"], found["threads"]
+    print(
+        f"{name}: {found['replicas']} engine(s) of {sampling} thread(s), {found['ranks']} rank(s) of {training}; {found['load']}"
+    )
+    for key, value in medians.items():
+        print(f"  {key:<22} {value:8.3f} s")
+    print(
+        f"  selfloop / bare        {spread(found['wall'])} by the clock, {spread(found['cpu'])} in processor seconds",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -159,8 +199,7 @@ def main() -> None:
     chosen = parser.parse_args()
     print(describe())
     for name in chosen.configs:
-        found = measure(name, chosen.iterations, chosen.overrides)
-        print(json.dumps(found, indent=1))
+        report(name, measure(name, chosen.iterations, chosen.overrides))
 
 
 if __name__ == "__main__":

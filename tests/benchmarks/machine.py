@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["Load", "cpu_of", "describe", "peak_mib", "spread"]
+__all__ = ["Load", "cpu_of", "describe", "spread", "tree"]
 
 
 def describe() -> str:
@@ -19,22 +19,16 @@ def describe() -> str:
 
 
 class Load:
-    """Processor time that other processes took while we measured: whether the machine was idle."""
+    """How busy the machine was while we measured."""
 
     def __init__(self) -> None:
         self.before = _jiffies()
-        self.mine = _mine()
 
-    def sentence(self, own_seconds: float | None = None) -> str:
-        """Load average now, and the busy share of all cores since this object was made."""
+    def sentence(self) -> str:
+        """Load average now (processes that want to run; two cores serve two), and busy cores since this object was made."""
         busy, total = (new - old for new, old in zip(_jiffies(), self.before, strict=True))
         share = busy / max(total, 1) * (os.cpu_count() or 1)
-        text = f"load average {os.getloadavg()[0]:.2f}, {share:.2f} cores busy on average"
-        if own_seconds is not None:
-            tick = os.sysconf("SC_CLK_TCK")
-            others = max(busy / tick - own_seconds, 0) / max(total / tick / (os.cpu_count() or 1), 1e-9)
-            text += f", {others:.2f} of them with other people's work"
-        return text
+        return f"load average {os.getloadavg()[0]:.2f}, {share:.2f} cores busy on average"
 
 
 def _jiffies() -> tuple[int, int]:
@@ -43,20 +37,31 @@ def _jiffies() -> tuple[int, int]:
     return sum(values) - values[3] - values[4], sum(values)
 
 
-def _mine() -> float:
-    return sum(os.times()[:4])
+def tree(pid: int, without: Collection[int] = ()) -> list[int]:
+    """A process and all that it started, but for some of its children."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):  # it has ended
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    found = [pid]
+    for one in found:
+        found += [child for child in children.get(one, []) if child not in without]
+    return found
 
 
-def cpu_of(pid: int) -> float:
-    """Processor seconds that a process and its ended children have used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return sum(int(value) for value in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_mib(pid: int | str = "self") -> float:
-    """Largest resident memory of a process so far, MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+def cpu_of(pids: Iterable[int]) -> float:
+    """Processor seconds that these processes have used, fine grained where the kernel tells it."""
+    total = 0.0
+    for pid in pids:
+        try:
+            threads = list(Path(f"/proc/{pid}/task").iterdir())
+            total += sum(int((one / "schedstat").read_text().split()[0]) for one in threads) / 1e9
+        except (OSError, IndexError, ValueError):  # it has ended
+            continue
+    return total
 
 
 def spread(values: Sequence[float]) -> str:

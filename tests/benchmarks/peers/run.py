@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.machine import Load, describe, spread
+from tests.benchmarks.machine import Load, describe, spread, tree
 from tests.benchmarks.peers.models import pocket_prompts, questions, small_qwen2
 
 ROOT = Path(__file__).parents[3]
@@ -78,21 +78,6 @@ def make_environment(venv: Path) -> Path:
         [uv, "pip", "install", "--python", str(python), *asked["dev-peers"], *torch], check=True, env=given
     )
     return python
-
-
-def tree(pid: int) -> list[int]:
-    """A process and all that it started."""
-    parents: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):
-            continue
-        parents.setdefault(parent, []).append(int(path.parent.name))
-    found = [pid]
-    for one in found:
-        found += parents.get(one, [])
-    return found
 
 
 def memory(pid: int) -> float:
