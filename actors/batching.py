@@ -167,9 +167,12 @@ class Micro:
 
     def spread(self, values: Tensor, view: str) -> Tensor:
         """The view's part of flat values as (rows, tokens), or (rows, k, tokens); zero where there is no token."""
+        return self.spread_part(values[self.spans[view]], view)
+
+    def spread_part(self, values: Tensor, view: str) -> Tensor:
+        """The same, of values of this view alone."""
         mask = self.masks[view]
-        zeros = values.new_zeros(mask.shape)
-        return zeros.masked_scatter(mask.bool(), values[self.spans[view]])
+        return values.new_zeros(mask.shape).masked_scatter(mask.bool(), values)
 
     def rows_of(self, view: str) -> Tensor:
         """(rows,) or, for a ranked view, (rows, k): the shape of one value a sequence, in float32."""

@@ -21,8 +21,18 @@ from selfloop.workflows.objectives.columns import OF_RESPONSE, ROW_READS, canoni
 __all__ = ["Examples", "View", "examples_of", "sequences_view"]
 
 SCALARS = ("values", "rewards")
-COMPUTED = ("logprobs", "reference_logprobs", "old_logprobs", *SCALARS)
+COMPUTED = ("logprobs", "reference_logprobs", "old_logprobs", "hidden", *SCALARS)
 ORDER = ("prompt_id", "sample", "chosen_sample", "rejected_sample")
+
+
+def of_distributions(read: str) -> bool:
+    """Whether it is made of whole distributions, the policy's and mostly a teacher's."""
+    return read in ("token_kl", "correct") or read.startswith("kl_")
+
+
+def computed(read: str) -> bool:
+    """Whether the trainer makes it, and not a column of the rows."""
+    return read in COMPUTED or of_distributions(read)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ def _add_column(examples: Examples, name: str, who: str) -> None:
 
 def value_source(table: pa.Table, view: str, read: str) -> str | None:
     """The column that holds a per-token value of a view; None if the trainer computes it or nobody does."""
-    if read in ("logprobs", *SCALARS):
+    if read in ("logprobs", "hidden", *SCALARS) or of_distributions(read):
         return None
     names = [
         f"{view}.{read}",
@@ -152,7 +162,7 @@ def _refuse_missing(table: pa.Table, objective: Objective) -> None:
             missing += [] if f"{view}_ids" in table.column_names else [f"{view}_ids"]
             missing += [] if context else ["prompt_ids"]
         for read in reads:
-            if read not in COMPUTED and value_source(table, view, read) is None:
+            if not computed(read) and value_source(table, view, read) is None:
                 missing.append(f"{view}_{read}")
     missing += [name for name in objective.columns if name not in table.column_names and "." not in name]
     if missing:

@@ -7,15 +7,20 @@ normal checkpoint. A new head is zero: it says 0 of everything until it is train
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from selfloop.actors.logprobs import Also
 from selfloop.workflows.errors import TrainerError
 
-__all__ = ["HEAD", "ScalarModule", "has_head", "head_settings", "prove_scalars"]
+if TYPE_CHECKING:
+    from selfloop.actors.batching import Micro
+
+__all__ = ["HEAD", "Pooled", "ScalarModule", "has_head", "head_settings", "prove_scalars"]
 
 HEAD = "score.weight"
 
@@ -57,11 +62,35 @@ class ScalarModule(nn.Module):
         ).last_hidden_state
 
     def forward(
-        self, input_ids: Tensor, index: Tensor, targets: Tensor, positions: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        index: Tensor,
+        targets: Tensor,
+        positions: Tensor | None = None,
+        also: Also | None = None,
     ) -> Tensor:
-        """(places,) the head's number at each place `index`; targets are not looked at."""
+        """(places,) the head's number at each place `index`; also: makes what comes behind it from the hidden states."""
         states = self.states(input_ids, positions)
-        return self.model.score(states.reshape(-1, states.shape[-1]).index_select(0, index)).squeeze(-1)
+        hidden = states.reshape(-1, states.shape[-1]).index_select(0, index)
+        scores = self.model.score(hidden).squeeze(-1)
+        return scores if also is None else torch.cat([scores, also(hidden, targets, self.model.score)])
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The hidden state under the reward, as a column without gradient: (rows, width) of each of these views."""
+
+    views: tuple[str, ...]
+
+    def columns(self, micro: Micro) -> Also:
+        """What the forward calls with its hidden states."""
+        return lambda hidden, targets, score: hidden.detach().float().reshape(-1)
+
+    def split(self, micro: Micro, outputs: Tensor) -> dict[str, Tensor]:
+        """`VIEW.hidden` out of what the forward gave."""
+        count = len(micro.ends)
+        states = outputs[count:].reshape(count, -1)
+        return {f"{view}.hidden": states[micro.sequences[view]] for view in self.views}
 
 
 def prove_scalars(module: ScalarModule, device: str | torch.device) -> bool:

@@ -7,7 +7,7 @@ in float32, several times over, and is never there. A slice's part of the head's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from selfloop.workflows.errors import TrainerError
 
-__all__ = ["KEPT_BYTES", "PolicyModule", "head_logprobs"]
+__all__ = ["KEPT_BYTES", "Also", "PolicyModule", "head_logprobs"]
 
 TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 """Size of one tile of float32 logits."""
+
+Also = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 KEPT_BYTES = 128 * 2**20
 """Tiles of this size together are kept for the backward pass, so that small vocabularies are not computed twice."""
@@ -164,23 +166,32 @@ class PolicyModule(nn.Module):
         scale, cap = logit_scale(model.config)
         plain = head.forward
 
-        def forward(hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        def forward(hidden: Tensor, targets: Tensor | None = None, also: Also | None = None) -> Tensor:
             if targets is None:
                 return plain(hidden)
-            return head_logprobs(hidden, head.weight, getattr(head, "bias", None), targets, scale, cap)
+            found = head_logprobs(hidden, head.weight, getattr(head, "bias", None), targets, scale, cap)
+            if also is None:
+                return found
+            return torch.cat([found, also(hidden, targets, lambda part: scaled(plain(part), scale, cap))])
 
         head.forward = forward
 
     def forward(
-        self, input_ids: Tensor, index: Tensor, targets: Tensor, positions: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        index: Tensor,
+        targets: Tensor,
+        positions: Tensor | None = None,
+        also: Also | None = None,
     ) -> Tensor:
         """(trained,) log-probs of `targets`, each predicted at its place `index` of the flattened input. positions: of the
-        tokens, if lines hold several sequences; these do not see each other."""
+        tokens, if lines hold several sequences; these do not see each other. also: makes what comes behind the log-probs,
+        from the hidden states, the targets and a function that gives logits."""
         states = self.model.base_model(
             input_ids=input_ids, position_ids=positions, use_cache=False
         ).last_hidden_state
         hidden = states.reshape(-1, states.shape[-1]).index_select(0, index)
-        return self.model.get_output_embeddings()(hidden, targets)
+        return self.model.get_output_embeddings()(hidden, targets, also)
 
 
 def logit_scale(config: Any) -> tuple[float, float | None]:
@@ -189,6 +200,12 @@ def logit_scale(config: Any) -> tuple[float, float | None]:
     return scale / float(getattr(config, "logits_scaling", None) or 1.0), getattr(
         config, "final_logit_softcapping", None
     )
+
+
+def scaled(logits: Tensor, scale: float, cap: float | None) -> Tensor:
+    """A head's product as float32 logits."""
+    logits = logits.float() * scale if scale != 1 else logits.float()
+    return logits if cap is None else (logits / cap).tanh() * cap
 
 
 def prove_head(module: PolicyModule, device: str | torch.device) -> bool:

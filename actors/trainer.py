@@ -214,6 +214,7 @@ class TrainerRank:
         from selfloop.actors.batching import Plan
         from selfloop.actors.examples import examples_of
         from selfloop.actors.savepoints import Progress, resume, save, work_key
+        from selfloop.actors.teachers import also_of
         from selfloop.actors.training import Trainable
         from selfloop.actors.weights import checksum
 
@@ -221,6 +222,7 @@ class TrainerRank:
         examples = examples_of(work.table, work.objective)
         plan = Plan(len(examples), work.batch_size or spec.batch_size, work.epochs, work.seed)
         task = Trainable(held.model, self.ranks, examples, work.objective, plan, spec.tokens_per_micro_batch)
+        task.also = also_of(spec, work, held.model)
         progress = Progress(work_key(spec, work, task))
         if not resume(held, work, task, progress):
             self._begin(work, task)

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from selfloop.actors.batching import Micro, Plan, columns_of, cut, deal, dummy, micro_of
-from selfloop.actors.examples import COMPUTED, SCALARS, Examples, View
+from selfloop.actors.examples import SCALARS, Examples, View, computed
+from selfloop.actors.heads import Pooled
+from selfloop.actors.teachers import Teaching
 from selfloop.actors.zero import Sharded
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import ObjectiveError, SelfloopError, TrainerError
@@ -114,6 +116,7 @@ class Trainable:
 
     state: the objective's running state. live: (view, name) of log-probs under the weights that training starts from;
     for the rows of the first step they are what its own forward gives, so no pass is spent on them. index: of the step.
+    also: what a forward gives beside log-probs or scalars.
     """
 
     model: Sharded
@@ -125,6 +128,7 @@ class Trainable:
     state: dict[str, Tensor] = field(default_factory=dict)
     live: set[tuple[str, str]] = field(default_factory=set)
     index: int = 0
+    also: Teaching | Pooled | None = None
 
     def __post_init__(self) -> None:
         self.what = what_of(self.objective, self.model.head)
@@ -135,6 +139,11 @@ class Trainable:
             return None
         number = place * self.ranks.world + self.ranks.rank
         return derive_seed(self.plan.seed, "dropout", self.index, number) % 2**63
+
+    def outputs(self, place: int, micro: Micro) -> Tensor:
+        """What the objective's columns are made of, in micro-batch number `place` of the step."""
+        also = self.also.columns(micro) if self.also else None
+        return self.model.outputs(micro, self.what, self.draw(place), also)
 
     def micros(self, rows: np.ndarray) -> list[Micro]:
         """This rank's micro-batches of a step, dummies last."""
@@ -198,7 +207,7 @@ class Trainable:
         sums = self._sums(micros)
         mine, seen = StepFigures(), []
         for place, micro in enumerate(micros):
-            outputs = self.model.outputs(micro, self.what, self.draw(place))
+            outputs = self.outputs(place, micro)
             loss = self._loss(micro, outputs, counts, sums, mine)
             if self.live:
                 seen.append((micro, outputs.detach()))
@@ -222,12 +231,10 @@ class Trainable:
         micro = micro_of(self.examples.views, rows)
         batch = columns_of(self.examples, micro)
         zeros = {
-            f"{view}.{name}": torch.zeros_like(
-                micro.rows_of(view) if name == "rewards" else micro.masks[view]
-            )
+            f"{view}.{name}": nothing(micro, view, name)
             for view, names in self.objective.reads.items()
             for name in names
-            if name in COMPUTED
+            if computed(name)
         }
         with torch.no_grad():
             loss = self._call(micro, {**zeros, **batch, **self._state_columns(micro)})
@@ -242,7 +249,7 @@ class Trainable:
         error: SelfloopError | None = None
         for place, micro in enumerate(micros):
             with torch.no_grad():
-                outputs = self.model.outputs(micro, self.what, self.draw(place))
+                outputs = self.outputs(place, micro)
             if not len(micro.rows) or error is not None:
                 continue
             batch = {**self._batch(micro, outputs), **self._state_columns(micro)}
@@ -265,9 +272,9 @@ class Trainable:
     def _loss(self, micro: Micro, outputs: Tensor, counts: Mapping[str, float], sums: Mapping[str, Tensor],
               figures: StepFigures) -> Tensor:  # fmt: skip
         """This micro-batch's share of the step's loss; zero for a dummy or after an error."""
-        nothing = (outputs * 0.0).sum()
+        zero = (outputs * 0.0).sum()
         if not len(micro.rows) or figures.error is not None:
-            return nothing
+            return zero
         expanded = {
             name: value.to(outputs.device).expand(len(micro.rows)) if value.dim() == 0 else value
             for name, value in sums.items()
@@ -277,16 +284,16 @@ class Trainable:
             loss = self._call(micro, batch)
         except SelfloopError as error:
             figures.error = error
-            return nothing
+            return zero
         shares = {name: term.sum() / counts[name] for name, term in loss.terms.items()}
-        total = sum(shares.values(), start=nothing.new_zeros(()))
+        total = sum(shares.values(), start=zero.new_zeros(()))
         value = float(total.detach())
         if not np.isfinite(value):
             bad = {name: float(share.detach()) for name, share in shares.items()}
             figures.error = StepError(f"the loss is not finite: its terms are {bad}")
-            return nothing
+            return zero
         _note(figures, loss, shares, micro, value)
-        return total if total.requires_grad else total + nothing
+        return total if total.requires_grad else total + zero
 
     def _batch(self, micro: Micro, outputs: Tensor) -> dict[str, Tensor]:
         """The columns an objective is called with."""
@@ -299,6 +306,8 @@ class Trainable:
                     else micro.spread(outputs, view)
                 )
                 batch[f"{view}.{self.what}"] = values.detach() if view in self.objective.detached else values
+        if self.also is not None:
+            batch |= self.also.split(micro, outputs)
         for view, name in self.live:
             batch[f"{view}.{name}"] = micro.spread(outputs.detach(), view)
         return batch
@@ -337,6 +346,13 @@ class Trainable:
             except Exception:
                 break
         return error
+
+
+def nothing(micro: Micro, view: str, name: str) -> Tensor:
+    """Zeros in the shape of a column that the trainer computes."""
+    if name == "hidden":
+        return torch.zeros(len(micro.rows), 1)
+    return torch.zeros_like(micro.rows_of(view) if name == "rewards" else micro.masks[view])
 
 
 def _note(figures: StepFigures, loss: Loss, shares: Mapping[str, Tensor], micro: Micro, value: float) -> None:

@@ -25,6 +25,7 @@ from selfloop.workflows.errors import TrainerError
 
 if TYPE_CHECKING:
     from selfloop.actors.batching import Micro
+    from selfloop.actors.logprobs import Also
     from selfloop.actors.trainer import TrainerSpec
 
 __all__ = ["MOMENTS", "Sharded", "join_group"]
@@ -147,15 +148,17 @@ class Sharded:
 
     # ---- one optimizer step
 
-    def outputs(self, micro: Micro, what: str = "logprobs", draw: int | None = None) -> Tensor:
-        """(trained,) log-probs or values, or (sequences,) rewards, float32. draw: seed of the adapters' dropout; None: they
-        drop nothing."""
+    def outputs(
+        self, micro: Micro, what: str = "logprobs", draw: int | None = None, also: Also | None = None
+    ) -> Tensor:
+        """(trained,) log-probs or values, or (sequences,) rewards, float32, and what `also` makes behind them. draw: seed of
+        the adapters' dropout; None: they drop nothing."""
         for layer in self.dropouts:
             layer.train(draw is not None)
         if draw is not None:
             torch.manual_seed(draw)
         index = micro.ends if what == "rewards" else micro.index
-        return self.engine(micro.input_ids, index, micro.targets, micro.positions)
+        return self.engine(micro.input_ids, index, micro.targets, micro.positions, also)
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients. DeepSpeed averages over ranks; the loss is a sum over them, hence the factor."""

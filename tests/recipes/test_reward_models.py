@@ -15,7 +15,7 @@ from selfloop.workflows.flow.lint import lint
 from selfloop.workflows.flow.loop import loop
 from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.flow.surgery import ScalarHead
-from selfloop.workflows.objectives import PPO, SFT, BradleyTerry, ValueLoss
+from selfloop.workflows.objectives import MUSCLE, PPO, SFT, BradleyTerry, ValueLoss
 from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.run import RunFolder
@@ -224,6 +224,8 @@ def reward_of_comparisons(it: Iteration) -> Model:
                                                optimizer="fresh")}, "uses the role 'critic' in iteration 1"),
         (lambda it: {"critic": it.policy.train(answers_of(it), ValueLoss(value_clip=None), reference=None,
                                                optimizer="fresh", role="critic")}, "reads the values of a scalar head, and policy@0"),
+        (lambda it: it.policy.train(answers_of(it), MUSCLE(), reference=None, optimizer="fresh", frozen={"first": it.initial}),
+         "MUSCLE learns from the teachers second. Pass frozen={'second': model}"),
     ],
 )  # fmt: skip
 def test_the_lint_refuses_heads_that_cannot_work(iteration: Any, message: str):

@@ -91,6 +91,12 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
         yield (f"node {node.name!r}: {name} takes the ratio to what was sampled ({', '.join(sorted(ratios))}), and "
                f"{rows.name!r} holds responses that were edited or stand under another prompt. "
                "Choose an objective without a ratio")  # fmt: skip
+    teachers = {name for names in objective.reads.values() for name in names if name.startswith("kl_")}
+    lacking = sorted(
+        {name.removeprefix("kl_") for name in teachers} - {name for name, _ in node.training.frozen}
+    )
+    if lacking:
+        yield f"node {node.name!r}: {name} learns from the teachers {', '.join(lacking)}. Pass frozen={{{lacking[0]!r}: model}}"
     if objective.needs_reference and node.training.reference is None:
         yield (
             f"node {node.name!r}: {name} measures against a reference, and reference=None was given. "
@@ -103,13 +109,13 @@ def heads(graph: Graph, node: Node) -> Iterator[str]:
     way = "A model gets one by model.adapt(ScalarHead())"
     op, model, train = node.op, node.model, node.training
     if op is not None and model is not None:
-        scalar = isinstance(op, Measure) and op.what != "logprobs"
-        if scalar and model.head == "none":
-            yield f"node {node.name!r} measures {op.what}, and {model.name} has no scalar head. {way}"
-        if isinstance(op, Measure) and op.what == "rewards" and model.head == "new":
+        what = op.what if isinstance(op, Measure) else ""
+        if what in ("values", "rewards") and model.head == "none":
+            yield f"node {node.name!r} measures {what}, and {model.name} has no scalar head. {way}"
+        if what == "rewards" and model.head == "new":
             yield (f"node {node.name!r} measures rewards, and the scalar head of {model.name} was never trained: it says 0 of "
                    "everything. Measure the model that train(…) gives")  # fmt: skip
-        if model.head != "none" and (op.place == "engine" or (isinstance(op, Measure) and not scalar)):
+        if model.head != "none" and (op.place == "engine" or what == "logprobs"):
             yield (f"node {node.name!r} needs words of {model.name}, and that has a scalar head instead, which no engine "
                    "serves. Ask the policy, or measure values or rewards of it")  # fmt: skip
     if train is not None:
