@@ -8,14 +8,15 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format bench faults constraints clean
+.PHONY: help setup quickstart test check format bench peers faults constraints clean
 
 help:
 	@echo "make setup       install everything into $(VENV) (the other targets do it too)"
 	@echo "make quickstart  a small model improves itself, in minutes, on this machine"
 	@echo "make test        all tests"
 	@echo "make check       format, lint, types, size budget, unit tests: under two minutes"
-	@echo "make bench       measure and print ratios"
+	@echo "make bench       measure and print ratios, beside the bare engines (a quarter of an hour)"
+	@echo "make peers       the same work beside TRL, in an environment of its own (most of an hour)"
 	@echo "make faults      kill everything, with real vLLM and DeepSpeed: about half an hour"
 	@echo "make clean       remove $(VENV), build leftovers and caches; runs/ stays"
 
@@ -35,7 +36,11 @@ format: setup
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 bench: setup
-	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python -m $$(echo $${file%.py} | tr / .) || exit 1; done
+	@for file in tests/benchmarks/bench_*.py; do \
+	  echo "== $$file"; $(BIN)/python -m $$(echo $${file%.py} | tr / .) || exit 1; done
+
+peers: setup
+	@$(BIN)/python -m tests.benchmarks.peers.run
 
 faults: setup
 	@$(BIN)/python -m tests.faults.matrix
