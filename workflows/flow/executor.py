@@ -13,7 +13,7 @@ from selfloop.workflows.errors import EngineError
 from selfloop.workflows.flow.calls import Call, Calls, RowsLost, Write
 from selfloop.workflows.flow.cluster import Actors
 from selfloop.workflows.flow.flows import Batch, Flow
-from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.graph import Graph, ModelRef
 from selfloop.workflows.flow.job import Job, Meta
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.pools import Pool
@@ -135,9 +135,18 @@ class Executor(Runner):
         assert node.op is not None
         if node.op.place == "engine":
             assert node.model is not None
-            label = self.job.label(node.model) if self.job.has(node.model) else ""
-            return label == self.actors.engines.model == self.wanted
-        return all(self.job.has(model) for model in node.models)
+            served = self.job.label(node.model) == self.actors.engines.model == self.wanted
+            return served and self.job.has(node.model)
+        ready = all(self.job.has(model) for model in node.models)
+        return ready and (node.op.place != "trainer" or node.model == self.measured())
+
+    def measured(self) -> ModelRef | None:
+        """The model that may be measured now: loading another one for every batch would cost more than measuring it."""
+        for flow in self.flows.values():
+            op, model = flow.node.op, flow.node.model
+            if op and op.place == "trainer" and not flow.complete and model and self.job.has(model):
+                return model
+        return None
 
     # sending
 
