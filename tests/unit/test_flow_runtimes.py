@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from selfloop.workflows.objectives.dpo import DPO
 from selfloop.workflows.objectives.sft import SFT
 from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.store.parts import read_table, row_hash
-from selfloop.workflows.store.run import RunFolder
+from selfloop.workflows.store.run import RunFolder, write_json
 
 from .flows import close_shared_actors, fake_config, rows_of, run_on
 
@@ -216,3 +217,22 @@ def test_old_checkpoints_go_and_needed_ones_stay(tmp_path: Path) -> None:
         index for index in range(1, 5) if (tmp_path / "run" / f"iteration={index:04d}" / "policy").exists()
     ]
     assert kept == [3, 4]
+
+
+@runtimes
+def test_a_run_that_stopped_in_training_goes_on(runtime: str, tmp_path: Path) -> None:
+    """Nothing is served yet when it starts again, and the nodes behind the training wait for its model."""
+    config = fake_config(iterations=1)
+    run_on(runtime, config, tmp_path / "run", Plain())
+    before = hashes_of(tmp_path / "run", 1)
+    folder = RunFolder(tmp_path / "run")
+    manifest = folder.manifest(1)
+    for name in (
+        "train",
+        *(name for name in manifest["nodes"] if name.startswith(("heldout", "evaluation"))),
+    ):
+        del manifest["nodes"][name]
+        shutil.rmtree(folder.node(1, name), ignore_errors=True)
+    write_json(folder.iteration(1) / "manifest.json", {**manifest, "complete": False})
+    run_on(runtime, config, tmp_path / "run", Plain())
+    assert hashes_of(tmp_path / "run", 1) == before
