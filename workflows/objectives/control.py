@@ -32,7 +32,7 @@ class MORE(BradleyTerry):
     Source: Zeng et al. 2023, arXiv 2312.07401; official code dunzeng/MORE
     Tokens: none; mean over each task's pairs.
     Differs: 1) The head is linear without bias, so its gradient is read off the pooled hidden states (columns
-    `chosen_hidden`, `rejected_hidden`, detached): no hook into backward is needed, only these two columns. 2) The
+    `chosen_hidden`, `rejected_hidden`, detached, made by the trainer): no hook into backward is needed. 2) The
     momentum starts at zero instead of the head's weights. 3) Tasks without a pair in the step keep their momentum.
     """
 

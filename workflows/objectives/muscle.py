@@ -24,8 +24,8 @@ class MUSCLE(Objective):
     Source: Echterhoff et al. 2024, arXiv 2407.09435
     Tokens: mean over the target tokens of the global batch.
     Differs: 1) The three per-token columns come from the trainer, with gradient: `response.kl_first` (old teacher),
-    `response.kl_second` (new teacher), `response.correct`. It needs the hook `frozen={name: model}`: teachers loaded
-    beside the student and `teacher_columns` called on the three logits, by chunks of positions.
+    `response.kl_second` (new teacher), `response.correct`. The teachers are `train(…, frozen={"first": old, "second": new})`;
+    each rank holds them whole.
     """
 
     nll_coefficient: float = Field(

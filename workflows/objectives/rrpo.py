@@ -24,8 +24,8 @@ class RRPO(Objective):
     Source: Sarkar and Etemad 2025, arXiv 2504.12083; official code pritamqu/RRPO
     Tokens: both parts sum over response tokens, mean over pairs.
     Differs: 1) `chosen_phrase` and `rejected_phrase` hold 0 outside phrases; any other number is inside one (the sum
-    over phrases makes their numbering irrelevant). 2) `token_kl`, with its gradient, comes from the trainer: it needs
-    the hook "reduced distribution per chosen token" (`full_kl` on the logits of policy and reference, by chunks).
+    over phrases makes their numbering irrelevant). 2) `token_kl`, with its gradient, comes from the trainer,
+    which holds the reference beside the policy for it (`full_kl` on the logits of both, by chunks of positions).
     """
 
     views: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
