@@ -28,7 +28,7 @@ from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.recipes.rules import MostAgainstLeast
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.run import RunFolder
-from tests.benchmarks.machine import Load, describe
+from tests.benchmarks.machine import Load, describe, equal_priority
 
 SAMPLES = 4
 NODES = ("sample", "judge", "keep", "pair")
@@ -78,6 +78,7 @@ def main() -> None:
         file.writelines(
             json.dumps({"prompt": f"question number {index}"}) + "\n" for index in range(prompts + 16)
         )
+    equal_priority()
     config = Config(recipe="self-consistency-reward", iterations=1, batch_size=64,
                     prompts={"source": str(place / "prompts.jsonl"), "heldout": 16},
                     generator={"engine": "fake", "max_tokens": 16}, evaluation={"samples": 1})  # fmt: skip

@@ -35,7 +35,7 @@ from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.parts import read_batches
 from selfloop.workflows.store.run import RunFolder
 from tests.benchmarks import bare
-from tests.benchmarks.machine import Load, cpu_of, describe, spread, tree
+from tests.benchmarks.machine import Load, cpu_of, describe, equal_priority, spread, tree
 
 __all__ = ["measure"]
 
@@ -197,6 +197,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="key=value, for every config")
     chosen = parser.parse_args()
+    equal_priority()
     print(describe())
     for name in chosen.configs:
         report(name, measure(name, chosen.iterations, chosen.overrides))

@@ -22,7 +22,7 @@ from selfloop.workflows.flow.loop import restore
 from selfloop.workflows.flow.ray_runtime import ray_runtime
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.run import RunFolder
-from tests.benchmarks.machine import Load, describe, spread
+from tests.benchmarks.machine import Load, describe, equal_priority, spread
 from tests.benchmarks.stages import Stages
 from tests.unit.flows import setup_of
 
@@ -63,6 +63,7 @@ def main() -> None:
     given = parser.parse_args()
     batches, sample = given.batches, given.sample
     load = Load()
+    equal_priority()
     print(describe())
     for name, judge in (("separate actors", given.judge), ("one engine", None)):
         slow, after = max(sample, judge or 0.0), judge or sample

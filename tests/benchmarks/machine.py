@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["Load", "cpu_of", "describe", "spread", "tree"]
+__all__ = ["Load", "cpu_of", "describe", "equal_priority", "spread", "tree"]
 
 
 def describe() -> str:
@@ -16,6 +16,12 @@ def describe() -> str:
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
     threads = os.environ.get("OMP_NUM_THREADS", "unset")
     return f"{os.cpu_count()} cores, {name}, OMP_NUM_THREADS={threads}"
+
+
+def equal_priority() -> None:
+    """Let Ray's workers run at our own priority. Ray gives way to everybody else (nice 15), which on a machine that others
+    use too would compare priorities instead of programs."""
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
 
 
 class Load:

@@ -17,6 +17,7 @@ from selfloop.workflows.recipes import RECIPES
 from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.recipes.rules import best_against_worst
 from selfloop.workflows.report.console import Console
+from tests.benchmarks.machine import equal_priority
 
 __all__ = ["OnlineDPO", "by_sum"]
 
@@ -57,6 +58,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
+    equal_priority()
     RECIPES["bench-online-dpo"] = OnlineDPO
     grpo = f"settings={{variant: dr-grpo, samples: {given.samples}, truncated: judged}}"
     examples = given.prompts_per_step * (given.samples if given.method == "grpo" else 1)
