@@ -16,11 +16,15 @@ from typer.testing import CliRunner
 from selfloop.workflows import cli
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.judges.rubric import AdditiveRubric
-from selfloop.workflows.report.why import why
+from selfloop.workflows.objectives.sft import SFT
+from selfloop.workflows.recipes.base import Recipe
+from selfloop.workflows.report.why import explain, why
+from selfloop.workflows.report.why_past import Past
 from selfloop.workflows.store.run import RunFolder
 from tests.recipes.runs import pocket_config, run_recipe
-from tests.unit.flows import rows_of
+from tests.unit.flows import fake_config, rows_of, run_on, setup_of
 from tests.unit.test_cli import HEAVY
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -118,7 +122,7 @@ def test_both_sides_of_a_pair_say_so(runs: dict[str, Path]) -> None:
         text = flat(why(run, f"{pair['prompt_id']}/{pair[f'{side}_sample']}@1"))
         assert f"sample {pair[f'{side}_sample']} {side} against sample {pair[f'{other}_sample']}" in text
         assert f"weight {pair['weight']:.4g}" in text
-        assert "answer " in text and "(no node of the iteration was given it)" in text
+        assert " answer " not in text  # nobody was given it
 
 
 def test_a_row_that_was_not_learned_from_ends_where_it_was_dropped(runs: dict[str, Path]) -> None:
@@ -207,6 +211,63 @@ def test_a_prefix_names_a_prompt_and_candidates_are_listed(runs: dict[str, Path]
     assert str(caught.value) == f"{prompt[:8]}/1 may be any of {names}. Name one of them"
 
 
+class Writes(Recipe):
+    """Samples write prompts, which are answered under other messages: the parent's words."""
+
+    def iteration(self, it: Iteration) -> Model:
+        asked = it.prompts().sample(it.policy, name="asks").map(as_prompt)
+        answers = asked.sample(it.policy, n=2, show=with_parent, reads=("parent",), name="answers")
+        made = it.policy.train(
+            answers, SFT(), reference=None, optimizer="fresh", role="helper", name="helper"
+        )
+        return made.train(answers.keep(first), SFT(), reference=None, optimizer="fresh", role="policy")
+
+
+def as_prompt(row: Any, rng: Any) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": f"again: {row['response']}"}]}
+
+
+def with_parent(row: Any) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{row['parent']} says {row['prompt'][0]['content']}"}]
+
+
+def first(rows: list[Any], rng: Any) -> list[Any]:
+    return rows[:1]
+
+
+def test_prompts_that_a_function_made_and_models_that_are_thrown_away(tmp_path: Path) -> None:
+    config, run = fake_config(iterations=1), tmp_path / "run"
+    run_on("local", config, run, Writes())
+    past = Past(RunFolder(run), setup_of(config, Writes()))
+    answer = rows_of(run, 1, "answers")[3]
+    assert answer["sample"] == 1
+    text = flat(explain(past, f"{answer['prompt_id']}/1@1"))
+    assert f"parent {answer['parent']}: it was made from this prompt" in text
+    assert f"map by as_prompt it opened this prompt, made from {answer['parent']}" in text
+    assert flat(f"it was shown: {answer['parent']} says {answer['prompt'][0]['content']}") in text
+    assert f"sample 1: seed {answer['seed']}" in text and "kept nothing of it by the rule first" in text
+    assert "-> helper@1 (used in this iteration only), checksum" in text and "-> policy@1" not in text
+    parent = flat(explain(past, answer["parent"]))
+    assert (
+        "policy@0 wrote 1 sample" in parent
+        and f"new prompts were made from it: {answer['prompt_id']}" in parent
+    )
+    helper = explain(past, "helper@1")
+    assert str(run / "iteration=0001" / "helper" / "model") in helper and "48 of 'answers'" in flat(helper)
+    version = flat(explain(past, "1"))
+    assert "start helper@1" in version and "helper@1 checksum" in version
+
+
+def test_rows_that_were_only_carried_over_name_the_iteration_that_made_them(tmp_path: Path) -> None:
+    config = pocket_config("spin", prompts={"heldout": 8, "per_iteration": 8, "options": {"size": 24}})
+    run_recipe(config, tmp_path / "run")
+    prompt = paired(tmp_path / "run", 1)["prompt_id"]
+    with pytest.raises(InputError) as caught:
+        why(tmp_path / "run", f"{prompt}@2")
+    assert str(caught.value) == f"{prompt}@2: nothing was made of it in iteration 2, but there is {prompt}@1"
+    assert "Iteration 2" in why(tmp_path / "run", prompt)
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -217,7 +278,7 @@ def test_a_prefix_names_a_prompt_and_candidates_are_listed(runs: dict[str, Path]
         ("abcdef/", "names no row"),
         ("abcdef@x", "names no row"),
         ("ffffffffffff", "no row has a prompt_id that begins with 'ffffffffffff'"),
-        ("ffffffffffff@2", "no row of iteration 2 has a prompt_id that begins with"),
+        ("ffffffffffff@2", "no row has a prompt_id that begins with 'ffffffffffff'"),
         ("ffffffffffff@9", "the run has no iteration 9: it has 0, 1, 2, 3"),
         ("{prompt}/77@1", "there is no such row. Responses to this prompt were made by sample (0, 1, 2, 3)"),
         ("{prompt}/nowhere/0@1", "there is no such row. Responses to this prompt were made by sample (0, 1, 2, 3)"),

@@ -19,7 +19,7 @@ from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.ops import Demonstrate, Sample, Source
 from selfloop.workflows.flow.play import Play
 
-__all__ = ["Writer", "Writers", "made_before", "refuse_strangers", "writers_of"]
+__all__ = ["Writer", "Writers", "kept_rows", "made_before", "refuse_strangers", "writers_of"]
 
 NAMES = ("prompt_id", "sample", "chosen_sample", "rejected_sample")
 SHOWN = 6

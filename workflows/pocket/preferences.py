@@ -20,7 +20,7 @@ from selfloop.workflows.data.schema import COLUMNS, assistant
 from selfloop.workflows.pocket.demonstrations import wrong_answer
 from selfloop.workflows.pocket.roles import task_of
 from selfloop.workflows.pocket.source import pocket_prompts
-from selfloop.workflows.pocket.tasks import parse_task
+from selfloop.workflows.pocket.tasks import Split, parse_task
 
 __all__ = ["with_preferences", "write_preferences"]
 
@@ -45,7 +45,8 @@ def write_preferences(folder: Path, seed: int = 0, size: int = 2048, test: int =
     """Write train.jsonl and test.jsonl (tasks of the held-out side); the same files for the same seed and sizes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    for name, split, rows in (("train", "train", size), ("test", "heldout", test)):
+    wanted: tuple[tuple[str, Split, int], ...] = (("train", "train", size), ("test", "heldout", test))
+    for name, split, rows in wanted:
         table = with_preferences(pocket_prompts(split, rows, seed), seed)
         lines = [json.dumps({"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]}, ensure_ascii=False)
                  for row in table.to_pylist()]  # fmt: skip

@@ -61,9 +61,7 @@ def tell_row(page: Page, past: Past, ask: Ask) -> None:
     page.title(f"{ask} of {past.folder.path}")
     page.put("prompt", "")
     page.quote(words(rows[0]["prompt"]), indent=14)
-    unseen = all("answer" not in row for step in steps if step.node.inputs for row in step.rows)
-    notes = {"answer": " (no node of the iteration was given it)" if unseen else "", "meta": "",
-             "parent": ": it was made from this prompt; ask why of it"}  # fmt: skip
+    notes = {"answer": "", "meta": "", "parent": ": it was made from this prompt; ask why of it"}
     for name, note in notes.items():
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:

@@ -11,7 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node
-from selfloop.workflows.flow.ops import Concat, Save, Source
+from selfloop.workflows.flow.job import Job
+from selfloop.workflows.flow.loop import make_job
+from selfloop.workflows.flow.ops import Concat, Save
+from selfloop.workflows.flow.provenance import kept_rows
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.report.show import iterations_of
 from selfloop.workflows.store.run import RunFolder
@@ -36,6 +39,11 @@ class Past:
     setup: Setup
     graphs: dict[int, Graph] = field(default_factory=dict)
     manifests: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def job(self) -> Job:
+        """The run as a runtime would see it, for the slices that its sources took."""
+        return make_job(self.setup, self.folder, {})
 
     @cached_property
     def iterations(self) -> list[int]:
@@ -91,9 +99,9 @@ class Past:
     def origins(self, index: int, node: str) -> list[tuple[int, str]]:
         """The nodes that made a node's rows, as (iteration, name): through joins and kept streams, over iterations."""
         held = self.graph(index).nodes[node]
-        if isinstance(held.op, Source) and held.op.source.startswith("@"):
-            iteration, name = held.op.source[1:].split("/", 1)
-            return self.origins(int(iteration), name)
+        kept = kept_rows(held)
+        if kept is not None:
+            return self.origins(*kept)
         if isinstance(held.op, Concat | Save):
             return [origin for name in held.inputs for origin in self.origins(index, name)]
         return [(index, node)]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.flow import ops
 from selfloop.workflows.flow.edit import Edit, Recontext
-from selfloop.workflows.flow.graph import ModelRef, Node, Training
+from selfloop.workflows.flow.graph import ModelRef, Training
 from selfloop.workflows.flow.grow import Gate, Pool
 from selfloop.workflows.flow.judging import JudgeBy, JudgeRule
 from selfloop.workflows.flow.measure import Measure
@@ -215,7 +215,7 @@ def tell_rows(page: Page, past: Past, step: Step, full: bool) -> None:
     op = step.node.op
     for row in step.rows:
         if step.origin or isinstance(op, ops.Sample | ops.Demonstrate | Play):
-            tell_response(page, step.node, row, full)
+            tell_response(page, step, row, full)
         elif isinstance(op, JudgeBy | JudgeRule):
             tell_verdict(page, past, step, op, row, full)
         elif isinstance(op, ops.Pair):
@@ -229,22 +229,28 @@ def tell_rows(page: Page, past: Past, step: Step, full: bool) -> None:
             tell_changes(page, step, row)
 
 
-def tell_response(page: Page, node: Node, row: Row, full: bool) -> None:
+def tell_response(page: Page, step: Step, row: Row, full: bool) -> None:
     """A response: its seed, how it ended, its log-prob, its text."""
     if row.get("status") == "failed":
         page.put("", f"sample {row['sample']} failed: {clean(row['error'] or '')}")
         return
-    logprobs = row["response_logprobs"]
+    logprobs, text = row["response_logprobs"], row["response"] or ""
     facts = [f"seed {row['seed']}"] if row.get("seed") is not None else []
-    facts += [ENDED.get(row["finish"], str(row["finish"])), f"{len(row['response_ids'])} tokens"]
+    facts += [ENDED.get(row["finish"] or "", "end not known"), f"{len(row['response_ids'] or ())} tokens"]
     facts += [f"log-prob {sum(logprobs):.3f}"] if logprobs else []
     page.put("", f"sample {row['sample']}: {', '.join(facts)}")
-    shown = getattr(node.op, "show", None)
+    shown = getattr(step.node.op, "show", None)
     if full and shown is not None:
         page.put("", "it was shown:", indent=16)
-        page.quote(rebuilt(shown, row), indent=18)
+        page.quote(rebuilt(shown, given_to(step, row)), indent=18)
         page.put("", "and wrote:", indent=16)
-    page.quote(row["response"] if full else row["response"][:LONGEST])
+    page.quote(text if full else text[:LONGEST])
+
+
+def given_to(step: Step, row: Row) -> Row:
+    """The row that a response was made from: each has as many responses, in the order of the rows."""
+    each = max(1, len(step.rows) // max(1, len(step.before)))
+    return step.before[min(step.rows.index(row) // each, len(step.before) - 1)] if step.before else row
 
 
 def tell_verdict(page: Page, past: Past, step: Step, op: JudgeBy | JudgeRule, row: Row, full: bool) -> None:
@@ -303,9 +309,12 @@ def tell_sides(page: Page, step: Step, row: Row) -> None:
 
 def tell_changes(page: Page, step: Step, row: Row) -> None:
     """The columns that a function changed or added."""
-    before = next((one for one in step.before if one.get("sample") == row.get("sample")), {})
+    if not step.before:
+        page.put("", f"it opened this prompt, made from {row.get('parent')}")
+        return
+    before = next((one for one in step.before if one.get("sample") == row.get("sample")), step.before[0])
     for name, value in row.items():
-        if name not in before or before[name] != value:
+        if (name not in before or before[name] != value) and not name.endswith("_ids"):
             page.put("", f"{tag(row)}: {name} = {short(value)}")
 
 

@@ -12,6 +12,7 @@ from selfloop.workflows.flow.graph import Node
 from selfloop.workflows.flow.grow import Gate, Pool
 from selfloop.workflows.flow.ops import Demonstrate, Pair, Sample, Source
 from selfloop.workflows.flow.play import Play
+from selfloop.workflows.flow.provenance import kept_rows
 from selfloop.workflows.report.why_past import Past, Row
 
 __all__ = ["Ask", "Step", "find", "follow"]
@@ -54,7 +55,7 @@ class Ask:
 class Step:
     """A node that rows came to. before: these rows as they came. rows: what became of them there (none: dropped, or not
     stored there). group: all rows of their prompt there. opened: rows of prompts that were made from it there. complete:
-    whether the node has ended. origin: whether the rows were made there."""
+    whether the node has ended. origin: whether the first responses to the prompt were made there. answered: there or before."""
 
     iteration: int
     node: Node
@@ -64,49 +65,56 @@ class Step:
     opened: list[Row]
     complete: bool
     origin: bool = False
+    answered: bool = False
 
 
 def find(past: Past, ask: Ask) -> Ask:
     """The one prompt and iteration that are meant. Raises InputError with the candidates if there are several."""
-    wanted = past.iterations if ask.iteration is None else [ask.iteration]
-    if not set(wanted) <= set(past.iterations):
+    if ask.iteration is not None and ask.iteration not in past.iterations:
         raise InputError(
             f"the run has no iteration {ask.iteration}: it has {', '.join(map(str, past.iterations)) or 'none yet'}"
         )
-    found = [
-        (prompt, index)
-        for index in wanted
-        for prompt in sorted(prompts_of(past, index))
-        if prompt.startswith(ask.prompt)
-    ]
-    if not found:
-        where = f" of iteration {ask.iteration}" if ask.iteration is not None else ""
-        raise InputError(
-            f"no row{where} has a prompt_id that begins with {ask.prompt!r}. The column prompt_id of the run's Parquet "
-            f"files holds them, and `selfloop why {past.folder.path} VERSION` names some"
-        )
-    if len(found) > 1:
-        names = [str(Ask(prompt, ask.node, ask.sample, index)) for prompt, index in found[:MANY]]
-        more = f" and {len(found) - MANY} more" if len(found) > MANY else ""
-        raise InputError(f"{ask} may be any of {', '.join(names)}{more}. Name one of them")
-    return Ask(found[0][0], ask.node, ask.sample, found[0][1])
+    found = [Ask(prompt, ask.node, ask.sample, index) for index in past.iterations
+             for prompt in sorted(prompts_of(past, index)) if prompt.startswith(ask.prompt)]  # fmt: skip
+    meant = [one for one in found if ask.iteration in (None, one.iteration)]
+    if len(meant) == 1:
+        return meant[0]
+    names = ", ".join(map(str, found[:MANY])) + (
+        f" and {len(found) - MANY} more" if len(found) > MANY else ""
+    )
+    if meant:
+        raise InputError(f"{ask} may be any of {names}. Name one of them")
+    if found:
+        raise InputError(f"{ask}: nothing was made of it in iteration {ask.iteration}, but there is {names}")
+    raise InputError(
+        f"no row has a prompt_id that begins with {ask.prompt!r}. The column prompt_id of the run's Parquet files holds them, "
+        f"and `selfloop why {past.folder.path} VERSION` names some"
+    )
 
 
 def prompts_of(past: Past, index: int) -> set[str]:
-    """The prompts of an iteration's own rows (rows that were carried over belong to the iteration that made them)."""
-    graph, found = past.graph(index), set[str]()
+    """The prompts that something was made of in an iteration; rows that were only carried over belong to another one."""
+    graph, found, old = past.graph(index), set[str](), set[str]()
     carried: set[str] = set()
     for node in graph:
-        if isinstance(node.op, Source):
-            if node.op.source.startswith("@"):
-                carried.add(node.name)
-        elif any(name in carried for name in node.inputs):
+        kept = kept_rows(node)
+        inputs = row_inputs(node)
+        if kept is not None:
+            old |= past.prompt_ids(*kept)
+        if kept is not None or any(name in carried for name in inputs):
             carried.add(node.name)
-        elif node.verb in NEW_PROMPTS or any(
-            isinstance(graph.nodes[name].op, Source) for name in node.inputs
-        ):
+        first = any(isinstance(graph.nodes[name].op, Source) for name in inputs)
+        if isinstance(node.op, MAKERS) or (first and node.name not in carried):
             found |= past.prompt_ids(index, node.name)
+        elif node.verb in NEW_PROMPTS:
+            found |= past.prompt_ids(index, node.name) - (old if node.name in carried else set())
     return found
+
+
+def row_inputs(node: Node) -> tuple[str, ...]:
+    """The inputs whose rows become the node's rows; others only stand beside them."""
+    only_first = getattr(node.op, "beside", False) or isinstance(node.op, Gate | Pool)
+    return node.inputs[:1] if only_first else node.inputs
 
 
 def follow(past: Past, ask: Ask) -> list[Step]:
@@ -116,13 +124,13 @@ def follow(past: Past, ask: Ask) -> list[Step]:
     for index in past.iterations:
         if ask.iteration is None or index < ask.iteration:
             continue
-        seen: dict[str, list[Row]] = {}
+        seen: dict[str, Step] = {}
         for node in past.graph(index):
             step = step_of(past, ask, index, node, seen, held)
             if step is not None and (step.rows or step.before):
                 steps.append(step)
                 if step.rows:
-                    seen[node.name] = held[f"@{index}/{node.name}"] = step.rows
+                    seen[node.name], held[f"@{index}/{node.name}"] = step, step.rows
     narrowed = ask.node is not None or ask.sample is not None
     if narrowed and not any(step.origin for step in steps):
         made = ", ".join(samples_of(past, ask)) or "no node"
@@ -141,23 +149,23 @@ def samples_of(past: Past, ask: Ask) -> list[str]:
 
 
 def step_of(
-    past: Past, ask: Ask, index: int, node: Node, seen: dict[str, list[Row]], held: dict[str, list[Row]]
+    past: Past, ask: Ask, index: int, node: Node, seen: dict[str, Step], held: dict[str, list[Row]]
 ) -> Step | None:
     """What became of the rows at one node; None if they did not come there."""
     if isinstance(node.op, Source):
-        rows = source_rows(past, ask, index, node.op, held)
-        return Step(index, node, [], rows, rows, [], True) if rows else None
-    only_first = getattr(node.op, "beside", False) or isinstance(node.op, Gate | Pool)
-    inputs = [name for name in (node.inputs[:1] if only_first else node.inputs) if name in seen]
-    if not inputs:
+        rows = source_rows(past, ask, index, node, held)
+        answered = any({"response_ids", "chosen_ids"} & set(row) for row in rows)
+        return Step(index, node, [], rows, rows, [], True, answered=answered) if rows else None
+    inputs = [name for name in row_inputs(node) if name in seen]
+    if not inputs and (index != ask.iteration or node.verb not in NEW_PROMPTS):
         return None
-    before = [row for name in inputs for row in seen[name]]
+    before = [row for name in inputs for row in seen[name].rows]
+    answered = any(seen[name].answered for name in inputs)
     group, opened = past.group(index, node.name, ask.prompt)
     entry = past.entry(index, node.name)
     if node.training is not None or node.verb == "summary":
         return Step(index, node, before, [], group, [], entry is not None)
-    made = [row for row in before if "response_ids" in row]
-    origin = isinstance(node.op, MAKERS) and not made
+    origin = isinstance(node.op, MAKERS) and not answered
     if origin:
         rows = [row for row in group if ask.sample in (None, row["sample"]) and ask.node in (None, node.name)]
         before = before if rows else []
@@ -165,17 +173,22 @@ def step_of(
         all_before, _ = past.group(index, inputs[0], ask.prompt)
         rows = by_place(all_before, before, group)
     else:
-        rows = going_on(node, before, group)
-    return Step(index, node, before, rows, group, opened, entry is not None, origin)
+        rows = going_on(node, before, group) if inputs else group
+    return Step(index, node, before, rows, group, opened, entry is not None, origin, answered or origin)
 
 
-def source_rows(past: Past, ask: Ask, index: int, source: Source, held: dict[str, list[Row]]) -> list[Row]:
-    """The prompt in a source of its own iteration, or rows that an earlier iteration kept."""
-    if source.source.startswith("@"):
-        return held.get(source.source, [])
+def source_rows(past: Past, ask: Ask, index: int, node: Node, held: dict[str, list[Row]]) -> list[Row]:
+    """The prompt in a source of the asked iteration, or rows that an earlier iteration kept and that are followed. Of a whole
+    prompt group all kept rows are, of one sample only kept prompts."""
+    assert isinstance(node.op, Source)
+    kept = kept_rows(node)
     if index != ask.iteration:
-        return []
-    table = past.setup.sources[source.source]
+        return held.get(node.op.source, [])
+    if kept is not None:
+        rows, _ = past.group(*kept, ask.prompt)
+        whole = ask.sample is None and ask.node is None
+        return [row for row in rows if whole or not {"response_ids", "chosen_ids"} & set(row)]
+    table = past.job.source_rows(node.op)
     place = pc.index(table["prompt_id"], ask.prompt).as_py()
     return table.slice(place, 1).to_pylist() if place >= 0 else []
 
