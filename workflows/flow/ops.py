@@ -215,8 +215,10 @@ class Demonstrate(Op):
         codec = context.codec or codec_of(context.folder)
         kept = PROMPT_COLUMNS | {"label"}
         prompts = tables[0].select([name for name in tables[0].column_names if name in kept])
-        given: list[Any] = tables[0][self.column].to_pylist()
-        texts = [value[-1]["content"] if isinstance(value, list) and value else value for value in given]
+        given = tables[0][self.column].to_pylist()
+        texts: list[Any] = [
+            value[-1]["content"] if isinstance(value, list) and value else value for value in given
+        ]
         rows = [self.row(codec, messages, text)
                 for messages, text in zip(prompts["prompt"].to_pylist(), texts, strict=True)]  # fmt: skip
         told = replace(context, model=self.source, codec=codec)
