@@ -25,6 +25,7 @@ __all__ = [
 
 GIB = 2**30
 TRAINING_BYTES = 16  # a parameter: fp32 weights, gradients and two moments of Adam
+FROZEN_BYTES = 5  # a parameter under adapters: fp32 weights, and room for the adapters
 CHECKPOINT_BYTES = 8  # a parameter: the checkpoint that is served, and fp32 master weights
 
 
@@ -160,9 +161,10 @@ def check_space(config: Config, run_dir: Path, parameters: int) -> Iterator[str]
             f"{free / GIB:.1f} GiB free. Free space, set checkpoints.keep, or choose another --run-dir"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    need = parameters * (TRAINING_BYTES + 4 * config.generator.replicas)
+    each = FROZEN_BYTES if config.trainer.lora else TRAINING_BYTES
+    need = parameters * (each + 4 * config.generator.replicas)
     if not count_gpus() and need > memory:
         yield (
             f"training {parameters / 1e9:.1f} B parameters on CPU needs about {need / GIB:.0f} GiB of memory, and this "
-            f"machine has {memory / GIB:.0f} GiB. Take a smaller model or a machine with GPUs"
+            f"machine has {memory / GIB:.0f} GiB. Take a smaller model, trainer.lora.rank=16, or a machine with GPUs"
         )

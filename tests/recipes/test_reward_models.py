@@ -20,6 +20,7 @@ from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.run import RunFolder
 from tests.recipes.runs import Watched, by_seed, fake_trainer, local, pocket_config, real_trainer, rows_of
+from tests.recipes.sketches.muscle import Muscle
 from tests.recipes.sketches.ppo import ProximalPolicy, RewardJudged
 from tests.unit.flows import setup_of
 
@@ -172,6 +173,20 @@ def test_a_reward_model_judges_and_rules_read_its_score(tmp_path: Path):
         if row["score"] is not None:
             best[row["prompt_id"]] = max(row["score"], best.get(row["prompt_id"], -1e9))
     assert all(row["chosen_score"] == best[row["prompt_id"]] for row in pairs)
+
+
+@pytest.mark.real
+def test_two_teachers_of_a_recipe_reach_the_trainer(tmp_path: Path):
+    """MUSCLE: at its start the student is the second teacher, so the loss of the tokens it has right is 0."""
+    trainer = real_trainer(pocket_config("spin"), lr=3e-4, batch_size=32)
+    _, trainer = run(Muscle(epochs=1, regressions=1.0), tmp_path / "run", trainer)
+    works = [work for work in trainer.works if work.frozen]
+    assert [work.version for work in works] == [1, 2]
+    results = [result for work, result in zip(trainer.works, trainer.results, strict=True) if work.frozen]
+    first = results[0].curve[0]
+    assert 0 < first["correct"] < 1
+    assert 0 < first["loss"] < 1
+    assert works[1].frozen["first"].endswith("iteration=0001/policy")
 
 
 def test_pruning_keeps_a_role_that_is_carried_over(tmp_path: Path):

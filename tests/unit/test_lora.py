@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from selfloop.actors.trainer import TrainerRank, TrainResult, TrainWork
 from selfloop.actors.weights import receipt_of
+from selfloop.workflows import checks_machine
 from selfloop.workflows.config import Config, Lora, load_config
 from selfloop.workflows.errors import InputError, TrainerError
 from selfloop.workflows.flow.setup import Setup
@@ -279,6 +281,21 @@ def test_the_setting_reaches_the_trainer_and_its_key():
     ):
         with pytest.raises(InputError, match=what):
             load_config("quickstart", [wrong])
+
+
+def test_adapters_need_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checks_machine, "count_gpus", lambda: 0)
+    monkeypatch.setattr(
+        checks_machine.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**60, 0, 2**60)
+    )
+    parameters = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 15
+    full, adapted = (
+        load_config("expert-iteration", []),
+        load_config("expert-iteration", ["trainer.lora.rank=8"]),
+    )
+    (problem,) = checks_machine.check_space(full, tmp_path, parameters)
+    assert "trainer.lora.rank=16" in problem
+    assert not list(checks_machine.check_space(adapted, tmp_path, parameters))
 
 
 def test_the_pocket_model_learns_with_adapters(tmp_path: Path):
