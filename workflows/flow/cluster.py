@@ -48,11 +48,20 @@ def connect(config: Config) -> tuple[int, str]:
     if not ray.is_initialized():
         joined = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
         terminated = signal.getsignal(signal.SIGTERM)
-        started = ray.init(
-            address="auto" if joined else "local", log_to_driver=False, logging_level=logging.ERROR
-        )
+        try:
+            started = ray.init(
+                address="auto" if joined else "local", log_to_driver=False, logging_level=logging.ERROR
+            )
+        except Exception as error:  # Ray raises plain ones, too
+            what = "join the cluster that RAY_ADDRESS names" if joined else "start Ray on this machine"
+            raise EngineError(
+                f"could not {what}: {type(error).__name__}: {error}. Nothing is lost; try again when the machine is less busy, "
+                "or see the logs in /tmp/ray/session_latest/logs"
+            ) from error
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in its place, which ends the process at once
+            signal.signal(
+                signal.SIGTERM, terminated
+            )  # Ray puts its own in its place, which ends the process at once
         url = started.dashboard_url or ""
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
