@@ -40,6 +40,24 @@ from tests.benchmarks.machine import Load, cpu_of, describe, equal_priority, spr
 __all__ = ["measure"]
 
 
+KINDS = {"ray::Generator": "cpu engines", "ray::Rank": "cpu trainer", "ray::Worker": "cpu workers, writer", "python": "cpu driver",
+         "": "cpu Ray itself"}  # fmt: skip
+
+
+def kind_of(pid: int) -> str:
+    """What a process of a run does, by its title."""
+    if pid == os.getpid():
+        return KINDS["python"]
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has ended
+        title = ""
+    return next(
+        (kind for name, kind in KINDS.items() if name and name != "python" and title.startswith(name)),
+        KINDS[""],
+    )
+
+
 class Interleaved(Console):
     """A console that says nothing and, when an iteration has ended, lets the bare engines do its work again."""
 
@@ -55,20 +73,23 @@ class Interleaved(Console):
         self.workers = {worker.process.pid or 0 for worker in (*self.engines, self.trainer)}
         self.since = self.now()
 
-    def now(self) -> tuple[float, float]:
-        """The clock, and the processor seconds of everything but the bare engines."""
-        return time.perf_counter(), cpu_of(tree(os.getpid(), self.workers))
+    def now(self) -> dict[str, float]:
+        """The clock, and the processor seconds of everything but the bare engines, by what it is."""
+        pids, kinds = tree(os.getpid(), self.workers), dict.fromkeys(KINDS.values(), 0.0)
+        for pid in pids:
+            kinds[kind_of(pid)] += cpu_of([pid])
+        return {"selfloop": time.perf_counter(), "cpu selfloop": sum(kinds.values()), **kinds}
 
     def line(self, text: str) -> None:
         """Nothing is printed beside a measurement."""
 
     def iteration(self, index: int, metrics: Mapping[str, Any]) -> None:
         """Measure the same work on the bare engines, unless this iteration only warmed up, or was evaluated."""
-        seconds, work = (new - old for new, old in zip(self.now(), self.since, strict=True))
+        spent = {name: value - self.since[name] for name, value in self.now().items()}
         if 1 <= index < self.setup.config.iterations:
             phases, before = self.phases(index), cpu_of(self.workers)
             figures = self.bare(index)
-            figures |= {"cpu bare": cpu_of(self.workers) - before, "cpu selfloop": work, "selfloop": seconds}
+            figures |= {"cpu bare": cpu_of(self.workers) - before, **spent}
             figures |= phases
             figures |= {
                 f"trainer {name}": metrics[f"train_{name}"] for name in ("prepare_s", "train_s", "save_s")

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.peers.run [--rounds 3] [--steps 7] [--work grpo-small dpo-small grpo-pocket dpo-pocket]
 
-Every side is a process of its own, started anew each round, one after the other. TRL's own environment is made at
+Every side is started anew each round, one after the other: on one core (one engine and one rank that take turns; TRL on
+one thread) and on two (two engines, two ranks; TRL on two threads). TRL's own environment is made at
 `--venv` if it is not there, from the extra `dev-peers`. Steady state: medians of the steps from the third on. The first
 step and five iterations count from the start of the process. Memory: the largest sum over a side's processes, shared
 pages counted once.
@@ -37,6 +38,7 @@ WORKS = {
     "grpo-pocket": ("grpo", "pocket", 32, 8, 16, "exact"),
     "dpo-pocket": ("dpo", "pocket", 128, 2, 16, "sum"),
 }
+ALONE = ["generator.replicas=1", "trainer.ranks=1"]  # engine and trainer take turns on one core
 SCRIPTS = {"grpo": "trl_grpo.py", "dpo": "trl_online_dpo.py"}
 
 
@@ -136,9 +138,10 @@ def commands(
     run = tempfile.mkdtemp(dir=place)
     mine = [sys.executable, "-m", "tests.benchmarks.peers.ours", "--method", method, "--folder", run, *shared]
     return {
-        "selfloop": ([*mine, *ours], 1),
-        "TRL, 2 threads": ([*theirs, str(prompts * samples)], 2),
+        "selfloop, 1 core": ([*mine, *ALONE, *ours], 1),
         "TRL, 1 thread": ([*theirs, str(prompts * samples)], 1),
+        "selfloop, 2 cores": ([*mine, *ours], 1),
+        "TRL, 2 threads": ([*theirs, str(prompts * samples)], 2),
     }
 
 
