@@ -135,12 +135,20 @@ def commands(
     shared = ["--model", str(folder), "--prompts", str(rows), "--reward", reward, "--prompts-per-step", str(prompts),
               "--samples", str(samples), "--tokens", str(tokens), "--steps", str(steps)]  # fmt: skip
     theirs = [str(python), str(Path(__file__).with_name(SCRIPTS[method])), *shared, "--micro"]
-    run = tempfile.mkdtemp(dir=place)
-    mine = [sys.executable, "-m", "tests.benchmarks.peers.ours", "--method", method, "--folder", run, *shared]
+    mine = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.peers.ours",
+        "--method",
+        method,
+        *shared,
+        *ours,
+        "--folder",
+    ]
     return {
-        "selfloop, 1 core": ([*mine, *ALONE, *ours], 1),
+        "selfloop, 1 core": ([*mine, tempfile.mkdtemp(dir=place), *ALONE, *ours], 1),
         "TRL, 1 thread": ([*theirs, str(prompts * samples)], 1),
-        "selfloop, 2 cores": ([*mine, *ours], 1),
+        "selfloop, 2 cores": ([*mine, tempfile.mkdtemp(dir=place), *ours], 1),
         "TRL, 2 threads": ([*theirs, str(prompts * samples)], 2),
     }
 
