@@ -135,16 +135,7 @@ def commands(
     shared = ["--model", str(folder), "--prompts", str(rows), "--reward", reward, "--prompts-per-step", str(prompts),
               "--samples", str(samples), "--tokens", str(tokens), "--steps", str(steps)]  # fmt: skip
     theirs = [str(python), str(Path(__file__).with_name(SCRIPTS[method])), *shared, "--micro"]
-    mine = [
-        sys.executable,
-        "-m",
-        "tests.benchmarks.peers.ours",
-        "--method",
-        method,
-        *shared,
-        *ours,
-        "--folder",
-    ]
+    mine = [sys.executable, "-m", "tests.benchmarks.peers.ours", "--method", method, *shared, "--folder"]
     return {
         "selfloop, 1 core": ([*mine, tempfile.mkdtemp(dir=place), *ALONE, *ours], 1),
         "TRL, 1 thread": ([*theirs, str(prompts * samples)], 1),
