@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -117,5 +118,12 @@ class InProcess:
     def __init__(self, trainer: Any):
         self.trainer = trainer
 
-    async def measure(self, *asked: Any) -> list[Any]:
-        return measure(self.trainer, *asked)
+    async def measure(
+        self,
+        what: str,
+        folder: str,
+        contexts: list[list[int]],
+        targets: list[list[int]],
+        groups: Sequence[int],
+    ) -> list[Any]:
+        return measure(self.trainer, what, folder, contexts, targets, groups)
