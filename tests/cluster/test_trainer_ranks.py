@@ -14,7 +14,7 @@ import pytest
 
 from selfloop.actors.trainer import TrainerRank
 from selfloop.workflows.objectives.dpo import DPO
-from tests.cluster.trainer_ranks import lora_spec, lora_work
+from tests.cluster.trainer_ranks import lora_spec, lora_work, other_works
 from tests.unit.trainer_rows import Shifted, pair_rows, response_rows, spec_of, tiny_model, work_of
 
 pytestmark = pytest.mark.real
@@ -90,6 +90,16 @@ def test_adapters_on_two_sharded_ranks_follow_one_rank(two: dict[str, Any]):
     assert second["curve"] == first["curve"]
     assert first["received"]
     assert first["curve"][-1] < first["curve"][0]
+
+
+@pytest.mark.parametrize("name", ["reward", "student"])
+def test_scalar_heads_and_teachers_on_two_sharded_ranks_follow_one_rank(two: dict[str, Any], name: str):
+    first, second = (rank[name] for rank in two["ranks"])
+    works = other_works(two["folder"] / "one", two["model"], two["other"])
+    alone = TrainerRank(spec_of(two["model"], lr=1e-2)).train(works[name])
+    np.testing.assert_allclose(first["curve"], [line["loss"] for line in alone.curve], rtol=1e-3, atol=1e-3)
+    assert second["curve"] == first["curve"]
+    assert first["received"]
 
 
 def test_bad_rows_stop_every_rank(two: dict[str, Any]):

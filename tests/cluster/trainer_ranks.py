@@ -14,6 +14,8 @@ from selfloop.workflows.config import Lora
 from selfloop.workflows.errors import SelfloopError
 from selfloop.workflows.objectives.base import Batch, Loss
 from selfloop.workflows.objectives.dpo import DPO
+from selfloop.workflows.objectives.muscle import MUSCLE
+from selfloop.workflows.objectives.reward_model import BradleyTerry
 from tests.unit.trainer_rows import Likelihood, Shifted, pair_rows, response_rows, spec_of, work_of
 
 
@@ -32,6 +34,16 @@ def lora_spec(model: str, **changes: Any) -> TrainerSpec:
 
 def lora_work(folder: Path, model: str) -> TrainWork:
     return work_of(folder, model, Likelihood(), response_rows(15), epochs=2)
+
+
+def other_works(folder: Path, model: str, other: str) -> dict[str, TrainWork]:
+    """A reward model, and a student of two teachers. An odd number of rows: one rank works on dummies at times."""
+    reward = work_of(
+        folder / "reward", model, BradleyTerry(), pair_rows(15), epochs=2, head=True, reference=None
+    )
+    teachers = {"first": other, "second": model}
+    student = work_of(folder / "student", model, MUSCLE(), response_rows(9), epochs=2, frozen=teachers)
+    return {"reward": reward, "student": student}
 
 
 def main(folder: Path, model: str, other: str, rank: int, port: int) -> None:
@@ -63,6 +75,11 @@ def main(folder: Path, model: str, other: str, rank: int, port: int) -> None:
         "curve": [line["loss"] for line in result.curve],
         "received": adapted.weights()[0] == result.receipt,
     }
+    whole = TrainerRank(spec_of(model, zero=3, ranks=2, lr=1e-2), rank, 2, ("127.0.0.1", port))
+    for name, work in other_works(folder / "two", model, other).items():
+        result = whole.train(work)
+        received = whole.weights()[0] == result.receipt
+        found[name] = {"curve": [line["loss"] for line in result.curve], "received": received}
     trainer = TrainerRank(spec_of(model, ranks=2), rank, 2, ("127.0.0.1", port))
     bad = response_rows(8, weight=[1.0] * 7 + [float("1e38")])
     for name, rows in (("empty", bad.slice(0, 0)), ("missing", bad.drop_columns(["prompt_ids"]))):
