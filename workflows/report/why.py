@@ -21,6 +21,16 @@ from selfloop.workflows.store.run import RunFolder
 __all__ = ["explain", "why"]
 
 EXAMPLES = 3
+OUTLINE = (
+    "prompt_id",
+    "prompt",
+    "response",
+    "model",
+    "chosen",
+    "rejected",
+    "chosen_version",
+    "rejected_version",
+)
 VERSION = re.compile(r"(?:([A-Za-z_][\w-]*)@)?(\d{1,5})")
 UNTOLD = ("step", "steps", "examples", "tokens_per_s", "prepare_s", "train_s", "save_s", "resumed_at_step")
 
@@ -178,9 +188,10 @@ def tell_checkpoint(page: Page, past: Past, model: ModelRef, made: Made, node: N
     for name, teacher in training.frozen:
         page.put(name, f"{teacher.name}, frozen")
     trainer = past.setup.config.trainer
+    lora = f", LoRA of rank {trainer.lora.rank}" if trainer.lora else ""
     lr, size = training.lr or trainer.lr, training.batch_size or trainer.batch_size
     page.put("settings", f"{training.optimizer} optimizer, learning rate {lr:g}, {size} examples a step, {training.epochs:g} "
-             f"epoch(s), {entry['steps']} step(s), {trainer.ranks} rank(s), ZeRO {trainer.zero}")  # fmt: skip
+             f"epoch(s), {entry['steps']} step(s), {trainer.ranks} rank(s), ZeRO {trainer.zero}{lora}")  # fmt: skip
     metrics = {name: value for name, value in entry.get("metrics", {}).items() if name not in UNTOLD}
     if metrics:
         page.put("metrics", settings_of(metrics))
@@ -194,7 +205,7 @@ def tell_trained_rows(page: Page, past: Past, made: Made, node: Node) -> None:
         f"Rows it was trained on: {entry['rows']} of {source!r}" if entry else "Rows it was trained on"
     )
     for iteration, name in past.origins(made.iteration, source):
-        rows = past.read(iteration, name)
+        rows = past.read(iteration, name, OUTLINE)
         page.put("", f"{len(rows)} of {name!r} of iteration {iteration}: {writers(rows)}", indent=2, hang=2)
         for row in examples(rows):
             page.lines.append(f"    selfloop why {quoted(past)} {row['prompt_id']}@{iteration}")
@@ -205,7 +216,7 @@ def writers(rows: list[Row]) -> str:
     """Who wrote the responses, counted."""
     found: Counter[str] = Counter()
     for row in rows:
-        if "chosen_ids" in row:
+        if "chosen" in row:
             sides = (f"{side} by {weights(row.get(f'{side}_version'))}" for side in ("chosen", "rejected"))
             found[", ".join(sides)] += 1
         else:
@@ -229,8 +240,6 @@ def outline(row: Row) -> str:
     """A row in a line: prompt and response, or both sides of a pair."""
     prompt = words(row["prompt"][-1:])
     said = (
-        f"{words(row['chosen'])} > {words(row['rejected'])}"
-        if "chosen_ids" in row
-        else str(row.get("response"))
+        f"{words(row['chosen'])} > {words(row['rejected'])}" if "chosen" in row else str(row.get("response"))
     )
     return f"{clean(prompt)[:60]} -> {clean(said)[:60]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,24 +67,24 @@ class Past:
 
     # rows
 
-    def read(
-        self, index: int, node: str, columns: list[str] | None = None, limit: int | None = None
-    ) -> list[Row]:
-        """The first committed rows of a node, or all of them."""
+    def read(self, index: int, node: str, columns: Iterable[str]) -> list[Row]:
+        """The committed rows of a node, with those of the columns that it has."""
         found: list[Row] = []
         for part in self.folder.parts(index, node):
-            table = pq.ParquetFile(part.path).read(columns=columns)
-            found += table.slice(0, None if limit is None else limit - len(found)).to_pylist()
-            if limit is not None and len(found) >= limit:
-                break
+            with pq.ParquetFile(part.path) as file:
+                found += file.read(
+                    columns=[name for name in columns if name in file.schema_arrow.names]
+                ).to_pylist()
         return found
 
     def prompt_ids(self, index: int, node: str) -> set[str]:
         """The prompts of a node's committed rows."""
-        names = (pq.read_schema(part.path).names for part in self.folder.parts(index, node))
-        if not all("prompt_id" in found for found in names):
-            return set()
-        return {row["prompt_id"] for row in self.read(index, node, ["prompt_id"])}
+        found: set[str] = set()
+        for part in self.folder.parts(index, node):
+            with pq.ParquetFile(part.path) as file:
+                if "prompt_id" in file.schema_arrow.names:
+                    found.update(file.read(columns=["prompt_id"])["prompt_id"].unique().to_pylist())
+        return found
 
     def group(self, index: int, node: str, prompt: str) -> tuple[list[Row], list[Row]]:
         """(rows of a prompt, rows of the prompts that were made from it) among a node's committed rows, in order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -74,11 +74,12 @@ def find(past: Past, ask: Ask) -> Ask:
         raise InputError(
             f"the run has no iteration {ask.iteration}: it has {', '.join(map(str, past.iterations)) or 'none yet'}"
         )
-    found = [Ask(prompt, ask.node, ask.sample, index) for index in past.iterations
-             for prompt in sorted(prompts_of(past, index)) if prompt.startswith(ask.prompt)]  # fmt: skip
-    meant = [one for one in found if ask.iteration in (None, one.iteration)]
+    asked = past.iterations if ask.iteration is None else [ask.iteration]
+    meant = found = candidates(past, ask, asked)
     if len(meant) == 1:
         return meant[0]
+    if not meant:
+        found = candidates(past, ask, [index for index in past.iterations if index not in asked])
     names = ", ".join(map(str, found[:MANY])) + (
         f" and {len(found) - MANY} more" if len(found) > MANY else ""
     )
@@ -90,6 +91,12 @@ def find(past: Past, ask: Ask) -> Ask:
         f"no row has a prompt_id that begins with {ask.prompt!r}. The column prompt_id of the run's Parquet files holds them, "
         f"and `selfloop why {past.folder.path} VERSION` names some"
     )
+
+
+def candidates(past: Past, ask: Ask, iterations: Iterable[int]) -> list[Ask]:
+    """Every prompt that may be meant, by iteration."""
+    return [Ask(prompt, ask.node, ask.sample, index) for index in iterations
+            for prompt in sorted(prompts_of(past, index)) if prompt.startswith(ask.prompt)]  # fmt: skip
 
 
 def prompts_of(past: Past, index: int) -> set[str]:
