@@ -82,9 +82,12 @@ class Held:
             full = masters and state and list(Path(state).glob("master*.safetensors"))
             model.load(self.reader(Folder(state or "", "master") if full else Folder(folder)), masters)
         self.served = served
-        if masters or model.stage == 0:
-            unadapted = None if self.spec.lora else (served, None)
-            self.masters = whole if masters else unadapted
+        if masters:
+            self.masters = whole
+        elif self.spec.lora:
+            self.masters = None  # the base is another one now
+        elif model.stage == 0:
+            self.masters = (served, None)
 
     def marks(self, folder: str, state: str | None, seed: int) -> tuple[Any, Any]:
         """What tells whether the served weights, and the masters, of these folders are held already."""

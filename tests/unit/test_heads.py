@@ -123,9 +123,11 @@ def test_a_reward_model_is_a_normal_checkpoint(trainer: TrainerRank, start: str,
     rows = pair_rows(6)
     contexts, targets = rows["prompt_ids"].to_pylist(), rows["chosen_ids"].to_pylist()
     found = trainer.rewards(reward, contexts, targets)
-    alone = [
-        float(model(input_ids=torch.tensor([a + b])).logits) for a, b in zip(contexts, targets, strict=True)
-    ]
+    with torch.no_grad():
+        alone = [
+            float(model(input_ids=torch.tensor([a + b])).logits)
+            for a, b in zip(contexts, targets, strict=True)
+        ]
     assert found == pytest.approx(alone, abs=1e-5)
     model.config.pad_token_id = 0
     longest = max(len(a) + len(b) for a, b in zip(contexts, targets, strict=True))

@@ -139,6 +139,19 @@ def test_the_adapter_goes_on_from_disk_as_from_memory(
     assert same(kept.out, anew.out)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_scoring_the_merged_checkpoint_does_not_merge_it_twice(start: str, tmp_path: Path, zero: int):
+    """What was scored in between is a base without adapters: the next training loads base and adapter apart again."""
+    rank = TrainerRank(spec_of(start, lora=LORA, lr=1e-2, zero=zero))
+    one = work_of(tmp_path / "1", start, Likelihood(), response_rows())
+    rank.train(one)
+    for folder in (start, one.out):
+        rank.logprobs(folder, [[1, 2]], [[3]])
+    two, _ = follow(rank, one, tmp_path / "2")
+    anew, _ = follow(TrainerRank(rank.spec), one, tmp_path / "anew")
+    assert same(two.out, anew.out)
+
+
 class Died(Exception):
     pass
 
