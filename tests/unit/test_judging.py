@@ -63,6 +63,6 @@ def test_a_group_judge_that_breaks_fails_its_group_alone() -> None:
 
 
 def test_a_parser_that_raises_is_a_failure_and_none_an_abstention() -> None:
-    assert parsed(lambda: None, "hm").state == "abstain"
-    broken = parsed(lambda: float("x"), "x")
+    assert parsed(lambda _: None, "hm", "hm").state == "abstain"
+    broken = parsed(float, "x", "x")
     assert broken.state == "failed" and "ValueError" in broken.text

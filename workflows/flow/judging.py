@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
@@ -19,6 +19,7 @@ from selfloop.workflows.judges.base import GroupJudge, Judge, PromptJudge, Verdi
 
 __all__ = ["JudgeBy", "JudgeRule"]
 
+T = TypeVar("T")
 PAUSES = (0.0, 0.2, 1.0)  # seconds before each time that a batch's rows are judged whose judge broke
 Judged = tuple[Verdict, list[Verdict]]  # the verdict, and the single judgements behind it
 
@@ -94,10 +95,10 @@ class JudgeRule(JudgeOp):
             return Verdict(None, "failed", f"{type(error).__name__}: {error}")
 
 
-def parsed(parse: Callable[[], float | None], text: str) -> Verdict:
-    """What a judge's words mean. A parser that raises is broken: the same words would break it again."""
+def parsed(parse: Callable[[T], float | None], said: T, text: str) -> Verdict:
+    """What a judge's words (or label log-probs) mean; text: as it is shown. A parser that raises is broken: the same words would break it again."""
     try:
-        return verdict_of(parse(), text)
+        return verdict_of(parse(said), text)
     except Exception as error:  # as above
         return Verdict(None, "failed", f"{type(error).__name__}: {error}, of: {text}")
 
@@ -169,7 +170,7 @@ class JudgeBy(JudgeOp):
         verdicts = [
             Verdict(None, "failed", reply.error or "")
             if reply.finish == "error"
-            else parsed(lambda text=text: judge.parse(text), text)
+            else parsed(judge.parse, text, text)
             for reply, text in zip(replies, texts, strict=True)
         ]
         return [verdicts[start : start + self.votes] for start in range(0, len(verdicts), self.votes)]
@@ -188,4 +189,4 @@ class JudgeBy(JudgeOp):
         if not logprobs:
             return Verdict(None, "failed", "the judge's prompt does not fit the model")
         text = " ".join(f"{name}:{value:.3f}" for name, value in zip(judge.labels, logprobs, strict=True))
-        return parsed(lambda: judge.parse_labels(logprobs), text)
+        return parsed(judge.parse_labels, logprobs, text)
