@@ -96,7 +96,8 @@ class JudgeRule(JudgeOp):
 
 
 def parsed(parse: Callable[[T], float | None], said: T, text: str) -> Verdict:
-    """What a judge's words (or label log-probs) mean; text: as it is shown. A parser that raises is broken: the same words would break it again."""
+    """What a judge's words (or label log-probs) mean; text: as it is shown. A parser that raises is broken: the same words
+    would break it again."""
     try:
         return verdict_of(parse(said), text)
     except Exception as error:  # as above
