@@ -1,6 +1,6 @@
 """Whether stages overlap: engines and judges of known service time, against the time a perfect pipeline would take.
 
-    python -m tests.benchmarks.bench_overlap [--batches 60] [--sample 0.1] [--judge 0.1] [--repeats 5]
+    python -m tests.benchmarks.bench_overlap [--batches 40] [--sample 0.2] [--judge 0.2] [--repeats 5]
 
 separate: the engine samples while a CPU worker judges (a rule that sleeps), each an actor of its own; ideal is
 sample + judge + (batches - 1) * max(sample, judge). shared: the policy judges its own answers on its own engine, which
@@ -34,7 +34,7 @@ def measure(batches: int, sample: float, judge: float | None, repeats: int) -> l
     place = Path(tempfile.mkdtemp(prefix="selfloop-bench-"))
     engine = {"engine": "fake", "max_tokens": 16, "options": {"latency_s": sample}}
     config = Config(recipe="self-rewarding", iterations=repeats + 2, batch_size=PROMPTS, generator=engine,
-                    prompts={"per_iteration": PROMPTS * batches, "heldout": 1, "options": {"size": PROMPTS * batches + 1}},
+                    prompts={"per_iteration": PROMPTS * batches, "heldout": 1, "options": {"size": PROMPTS * batches * (repeats + 3)}},
                     evaluation={"every": 1000000})  # fmt: skip
     setup, folder = setup_of(config, Stages(judge=judge, prompts=PROMPTS)), RunFolder(place / "run")
     folder.open(config.model_dump(mode="json"))
@@ -45,9 +45,12 @@ def measure(batches: int, sample: float, judge: float | None, repeats: int) -> l
             for index in range(1, repeats + 2):
                 graph = setup.planner.graph(index)
                 began = time.perf_counter()
-                runtime.run(graph)
+                outcome = runtime.run(graph)
                 job.settle(graph)
                 found.append(time.perf_counter() - began)
+                assert outcome.counts["judge"]["rows"] == 2 * PROMPTS * batches, (
+                    "the source ran out of prompts"
+                )
     finally:
         folder.close()
         shutil.rmtree(place)
@@ -56,9 +59,9 @@ def measure(batches: int, sample: float, judge: float | None, repeats: int) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--batches", type=int, default=60)
-    parser.add_argument("--sample", type=float, default=0.1)
-    parser.add_argument("--judge", type=float, default=0.1)
+    parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--sample", type=float, default=0.2)
+    parser.add_argument("--judge", type=float, default=0.2)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     batches, sample = given.batches, given.sample
