@@ -209,6 +209,7 @@ def save(
         "architectures": ["Qwen2ForCausalLM"],
         "dtype": kept,
     }
+    config.pop("_name_or_path", None)  # where it happened to lie
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     model.generation_config.save_pretrained(out)
     tokenizer.save_pretrained(out)
