@@ -63,6 +63,7 @@ def config_of(objective: str, reuse: Path | None) -> Config:
 def main() -> None:
     RECIPES["ablation"] = Ablation
     place = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="selfloop-ablation-"))
+    place.mkdir(parents=True, exist_ok=True)
     first: Path | None = None
     generated = 0
     print(f"{'objective':<14} {'batches sampled':>15} {'taken over':>10} {'held-out':>9} {'seconds':>8}")
