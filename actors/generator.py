@@ -40,6 +40,9 @@ class Generator:
         self.model = model
         self.loads = 0
         self.asleep = False
+        self.turn = (
+            asyncio.Lock()
+        )  # loads and probes wait for each other: a publish may be tried again after a death
 
     def ready(self) -> str:
         """The label of the weights served; returns once the engine has started."""
@@ -64,13 +67,14 @@ class Generator:
 
     async def load(self, model: str, version: int, source: str | Sequence[Any]) -> dict[str, str]:
         """Serve other weights, from references to the trainer's buckets or a checkpoint folder. Returns the receipt."""
-        self.model = "nothing"
-        self.loads += 1
-        if self.asleep:
-            self.engine.wake()
-            self.asleep = False
-        receipt = await asyncio.to_thread(self.engine.load, version, self.tensors(source))
-        self.model = model
+        async with self.turn:
+            self.model = "nothing"
+            self.loads += 1
+            if self.asleep:
+                self.engine.wake()
+                self.asleep = False
+            receipt = await asyncio.to_thread(self.engine.load, version, self.tensors(source))
+            self.model = model
         return receipt
 
     def tensors(self, source: str | Sequence[Any]) -> Iterator[tuple[str, Tensor]]:
@@ -90,7 +94,8 @@ class Generator:
         limit = min(LONG_PROBE, (self.spec.max_model_len or LONG_PROBE + tokens) - tokens)
         prompts.append((joined * (limit // len(joined) + 1))[:limit])
         params = SamplingParams(temperature=0.0, max_tokens=tokens)
-        replies = await self.engine.sample([Ask(ids, 0, params) for ids in prompts])
+        async with self.turn:
+            replies = await self.engine.sample([Ask(ids, 0, params) for ids in prompts])
         return [
             (ids, reply.ids, reply.logprobs) for ids, reply in zip(prompts, replies, strict=True) if reply.ids
         ]

@@ -95,6 +95,18 @@ def test_a_fault_in_one_replica_stops_the_run_before_the_next_training(
     arm(actors, "", "")
 
 
+def test_a_publish_that_is_tried_again_waits_for_the_last_ones_probe(actors: Any, setup: Setup) -> None:
+    """As after a death of another replica, when this one's probe still runs."""
+    import ray
+
+    arm(actors, "", "")
+    actor = actors.engines.replicas[0].actor
+    probe = actor.probe.remote(setup.probe_messages * 16, 64)
+    receipt = actor.load.remote("policy@0", 0, str(setup.folder))
+    found, arrived = ray.get([probe, receipt])
+    assert found and arrived
+
+
 @pytest.mark.parametrize("guard", [True, False])
 def test_a_publish_in_the_middle_of_a_prompt_group_is_refused(
     actors: Any, setup: Setup, tmp_path: Path, guard: bool

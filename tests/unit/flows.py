@@ -18,7 +18,6 @@ from selfloop.workflows.report.console import Console
 from selfloop.workflows.store.parts import read_table
 from selfloop.workflows.store.run import RunFolder
 
-
 PREFERENCES = {
     "train": {"options": {"preferences": True, "size": 24}},
     "test": {"split": "heldout", "options": {"preferences": True, "size": 16}},
