@@ -19,6 +19,8 @@ from selfloop.workflows.objectives import OBJECTIVES
 from selfloop.workflows.recipes import RECIPES, Recipe
 from selfloop.workflows.recipes.rules import MostAgainstLeast
 from selfloop.workflows.report.console import Console, Terminal
+from selfloop.workflows.report.why import why
+from selfloop.workflows.store.parts import read_table
 from selfloop.workflows.store.run import RunFolder
 
 from .harness import events
@@ -81,7 +83,9 @@ def main() -> None:
         print(f"{name:<14} {sampled:>15} {taken:>10} {history[-1]['heldout_accuracy']:>9.3f} "
               f"{time.monotonic() - began:>8.0f}", flush=True)  # fmt: skip
         first = first or folder
-    print(f"{generated} batches sampled in all; look at a row with: selfloop why {place / 'simpo'} 1")
+    row = read_table(RunFolder(place / "simpo").parts(1, "pair")[0].path).to_pylist()[0]
+    print(f"{generated} batches sampled in all; where a row of the run `simpo` comes from:\n")
+    print(why(place / "simpo", f"{row['prompt_id']}@1"))
 
 
 if __name__ == "__main__":

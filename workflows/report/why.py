@@ -12,6 +12,7 @@ from typing import Any
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import ModelRef, Node
 from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.recipes import RECIPES
 from selfloop.workflows.report.show import clean, open_config
 from selfloop.workflows.report.why_past import Made, Past, Row
 from selfloop.workflows.report.why_tell import Page, named, settings_of, tell, words
@@ -38,6 +39,11 @@ UNTOLD = ("step", "steps", "examples", "tokens_per_s", "prepare_s", "train_s", "
 def why(run: str | Path, what: str, width: int = 80) -> str:
     """The chain behind a version (`3`, `policy@3`) or a row (`PROMPT[/NODE][/SAMPLE][@ITERATION]`), as text."""
     folder, config = open_config(run)
+    if config.recipe not in RECIPES:
+        raise InputError(
+            f"{folder} is a run of the recipe {config.recipe!r}, which this Selfloop does not have, so its graph is not known. "
+            "Ask the Selfloop that made it"
+        )
     return explain(Past(RunFolder(folder), Setup(config)), what, width)
 
 
