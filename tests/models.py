@@ -24,20 +24,28 @@ def slow_even_length(row: Mapping[str, Any]) -> float:
     return even_length(row)
 
 
-def random_qwen2(folder: Path, seed: int = 0) -> Path:
-    """A Qwen2 of 0.2 M parameters over bytes with a ChatML template: its answers are noise, as they should be."""
-    import torch
+def byte_tokenizer(size: int = 0) -> Any:
+    """Bytes are its tokens, the template is ChatML. size: of the vocabulary, with fillers; 0: no fillers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={sign: index for index, sign in enumerate(alphabet)}, merges=[]))
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    signs += [f"filler{number}" for number in range(size - len(signs) - 3)]
+    tokenizer = Tokenizer(models.BPE(vocab={sign: index for index, sign in enumerate(signs)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT
     )
+
+
+def random_qwen2(folder: Path, seed: int = 0) -> Path:
+    """A Qwen2 of 0.2 M parameters over bytes with a ChatML template: its answers are noise, as they should be."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    fast = byte_tokenizer()
     fast.save_pretrained(folder)
     torch.manual_seed(seed)
     config = Qwen2Config(

@@ -20,7 +20,10 @@ from selfloop.workflows.objectives.policy_gradient import PPO, ValueLoss
 from selfloop.workflows.objectives.reward_model import BradleyTerry, BradleyTerryRanking
 from tests.unit.trainer_rows import (
     IDS,
+    Death,
+    Died,
     Likelihood,
+    losses,
     pair_rows,
     response_rows,
     spec_of,
@@ -76,15 +79,6 @@ def ranked_rows(count: int = 12) -> pa.Table:
         "ranked_ids": pa.array([[tokens(rng, 1, 15) for _ in range(size)] for size in sizes], pa.list_(IDS)),
         "rank": pa.array([[0, 0, *range(1, size - 1)] for size in sizes], pa.list_(pa.int64())),
     })  # fmt: skip
-
-
-def losses(trainer: TrainerRank, work: TrainWork, **changes: Any) -> list[float]:
-    before = trainer.spec
-    trainer.spec = replace(before, **changes)
-    try:
-        return [line["loss"] for line in trainer.train(work).curve]
-    finally:
-        trainer.spec = before
 
 
 def classifier(folder: str) -> Any:
@@ -276,29 +270,14 @@ def test_a_critic_continues_its_own_optimizer_and_not_the_policys(
     assert kept.checksum != lost.checksum
 
 
-class Died(Exception):
-    pass
-
-
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, dropout=0.1)])
 def test_a_resumed_critic_has_the_same_bytes(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora | None
 ):
-    from selfloop.actors.training import Trainable
-
     spec = spec_of(start, lora=lora, checkpoint_steps=4)
     rank = TrainerRank(spec)
     wanted = rank.train(head_work(tmp_path / "whole", start, ValueLoss(), value_rows(), epochs=3))
-    steps, real = 0, Trainable.step
-
-    def dying(self: Trainable, rows: np.ndarray, lr: float) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            raise Died
-        return real(self, rows, lr)
-
-    monkeypatch.setattr(Trainable, "step", dying)
+    Death(step=7).install(monkeypatch)
     broken = head_work(tmp_path / "broken", start, ValueLoss(), value_rows(), epochs=3)
     with pytest.raises(Died):
         rank.train(broken)

@@ -21,7 +21,16 @@ from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.objectives.dpo import DPO
 from selfloop.workflows.objectives.policy_gradient import GRPO
 from selfloop.workflows.pocket.source import POCKET_MODEL
-from tests.unit.trainer_rows import Likelihood, pair_rows, response_rows, spec_of, tiny_model, work_of
+from tests.unit.trainer_rows import (
+    Death,
+    Died,
+    Likelihood,
+    pair_rows,
+    response_rows,
+    spec_of,
+    tiny_model,
+    work_of,
+)
 
 LORA = Lora(rank=4, alpha=8)
 
@@ -152,32 +161,17 @@ def test_scoring_the_merged_checkpoint_does_not_merge_it_twice(start: str, tmp_p
     assert same(two.out, anew.out)
 
 
-class Died(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("objective", "zero"), [(GRPO(beta=0.1), 0), (DPO(), 0), (Likelihood(), 1), (Likelihood(), 3)]
 )
 def test_a_resumed_training_has_the_same_bytes_with_dropout_too(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: Any, zero: int
 ):
-    from selfloop.actors.training import Trainable
-
     rank = TrainerRank(spec_of(start, lora=Lora(rank=4, dropout=0.2), zero=zero, checkpoint_steps=4))
     table = pair_rows() if isinstance(objective, DPO) else response_rows()
     whole = work_of(tmp_path / "whole", start, objective, table, epochs=3)
     wanted = rank.train(whole)
-    steps, real = 0, Trainable.step
-
-    def dying(self: Trainable, rows: np.ndarray, lr: float) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            raise Died
-        return real(self, rows, lr)
-
-    monkeypatch.setattr(Trainable, "step", dying)
+    Death(step=7).install(monkeypatch)
     broken = work_of(tmp_path / "broken", start, objective, table, epochs=3)
     with pytest.raises(Died):
         rank.train(broken)

@@ -19,7 +19,7 @@ from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.objectives.control import MORE, min_norm
 from selfloop.workflows.objectives.muscle import MUSCLE, teacher_columns
 from selfloop.workflows.objectives.rrpo import RRPO, full_kl
-from tests.unit.trainer_rows import pair_rows, response_rows, spec_of, tiny_model, work_of
+from tests.unit.trainer_rows import losses, pair_rows, response_rows, spec_of, tiny_model, work_of
 
 FLOATS = pa.list_(pa.float32())
 
@@ -51,15 +51,6 @@ def phrase_rows(count: int = 12) -> pa.Table:
         marks = [[float(place % 2) for place in range(len(ids))] for ids in rows[f"{side}_ids"].to_pylist()]
         rows = rows.append_column(f"{side}_phrase", pa.array(marks, FLOATS))
     return rows
-
-
-def losses(trainer: TrainerRank, work: Any, **changes: Any) -> list[float]:
-    before = trainer.spec
-    trainer.spec = replace(before, **changes)
-    try:
-        return [line["loss"] for line in trainer.train(work).curve]
-    finally:
-        trainer.spec = before
 
 
 def model_of(folder: str) -> Any:

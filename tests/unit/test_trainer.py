@@ -26,6 +26,8 @@ from selfloop.workflows.objectives.policy_gradient import GRPO
 from selfloop.workflows.objectives.sft import SFT
 from tests.unit.trainer_rows import (
     IDS,
+    Death,
+    Died,
     Likelihood,
     Shifted,
     pair_rows,
@@ -223,10 +225,6 @@ def test_running_state_continues_with_the_optimizer(trainer: TrainerRank, start:
     assert math.isfinite(state["objective_state"]["state_mean"][1])
 
 
-class Died(Exception):
-    pass
-
-
 @pytest.mark.parametrize("objective", [Shifted(), GRPO(beta=0.1), DPO()])
 def test_replay_from_a_step_checkpoint_gives_the_same_bytes(
     trainer: TrainerRank,
@@ -241,26 +239,14 @@ def test_replay_from_a_step_checkpoint_gives_the_same_bytes(
     whole = train(trainer, work, checkpoint_steps=4)
     broken = replace(work, out=str(tmp_path / "broken/policy"), state_out=str(tmp_path / "broken/policy-state"),
                      step_dir=str(tmp_path / "broken/.steps"))  # fmt: skip
-    steps = 0
-    from selfloop.actors.training import Trainable
-
-    real = Trainable.step
-
-    def dying(self: Trainable, rows: np.ndarray, lr: float) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            raise Died
-        return real(self, rows, lr)
-
-    monkeypatch.setattr(Trainable, "step", dying)
+    death = Death(step=7).install(monkeypatch)
     with pytest.raises(Died):
         train(trainer, broken, checkpoint_steps=4)
     assert [path.name for path in sorted((tmp_path / "broken/.steps").iterdir())] == ["scores", "step-000004"]
     assert not Path(broken.out).exists()
     resumed = train(trainer, broken, checkpoint_steps=4)
     assert resumed.metrics["resumed_at_step"] == 4
-    assert steps == 7 + 5
+    assert death.taken == 7 + 5
     assert resumed.curve == whole.curve
     assert digest(broken.out) == digest(work.out)
     assert not (tmp_path / "broken/.steps").exists()

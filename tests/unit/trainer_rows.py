@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from selfloop.actors.trainer import TrainerSpec, TrainWork
+from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainWork
 from selfloop.workflows.objectives.base import Batch, Loss, Objective, Term
 
 VOCABULARY = 64
@@ -110,3 +112,40 @@ class Shifted(Objective):
         moving = mean if kept is None else 0.5 * kept.reshape(-1)[0] + 0.5 * mean
         values = (totals - moving.float().detach()).square() / 100
         return Loss({"shifted": Term(values)}, state={"state_mean": moving.detach()})
+
+
+def losses(trainer: TrainerRank, work: TrainWork, **changes: Any) -> list[float]:
+    """The loss of each step, with some settings changed for this training."""
+    before = trainer.spec
+    trainer.spec = replace(before, **changes)
+    try:
+        return [line["loss"] for line in trainer.train(work).curve]
+    finally:
+        trainer.spec = before
+
+
+class Died(Exception):
+    """A rank's death in a test."""
+
+
+@dataclass
+class Death:
+    """Every training dies in this step. taken: steps tried so far."""
+
+    step: int
+    taken: int = 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Death:
+        """From now on; only once."""
+        from selfloop.actors.training import Trainable
+
+        real = Trainable.step
+
+        def dying(task: Trainable, rows: np.ndarray, lr: float) -> Any:
+            self.taken += 1
+            if self.taken == self.step:
+                raise Died
+            return real(task, rows, lr)
+
+        monkeypatch.setattr(Trainable, "step", dying)
+        return self

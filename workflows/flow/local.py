@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from selfloop.actors.engines import Engine
-from selfloop.actors.ranks import measure
+from selfloop.actors.ranks import Scorer
 from selfloop.workflows.flow.codec import Codec
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.graph import Graph
@@ -84,7 +83,7 @@ class LocalRuntime(Runner):
             self.serve(context.model, context.version, context.folder)
             context.engine, context.codec = self.engine, self.codec
         if node.op.place == "trainer":
-            context.scorer = InProcess(self.trainer)
+            context.scorer = Scorer(self.trainer)
         return asyncio.run(node.op.run(tables, context))
 
     def serve(self, label: str, version: int, folder: str) -> None:
@@ -110,20 +109,3 @@ class LocalRuntime(Runner):
         given = self.job.train_work(flow.node, self.graph)
         refuse_strangers(table, given.pop("writers"))
         self.finish_training(flow, self.trainer.train(TrainWork(table=table, **given)))
-
-
-class InProcess:
-    """A trainer as `measure` wants it."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-
-    async def measure(
-        self,
-        what: str,
-        folder: str,
-        contexts: list[list[int]],
-        targets: list[list[int]],
-        groups: Sequence[int],
-    ) -> list[Any]:
-        return measure(self.trainer, what, folder, contexts, targets, groups)

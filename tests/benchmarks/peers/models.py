@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.models import CHAT
+from tests.models import byte_tokenizer
 
 __all__ = ["pocket_prompts", "questions", "small_qwen2"]
 
@@ -15,18 +15,9 @@ VOCABULARY = 4096
 def small_qwen2(folder: Path) -> Path:
     """A Qwen2 of 2.77 M parameters: vocabulary 4,096, hidden 192, 5 layers. Bytes are its tokens; the rest is filler."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
-    signs += [f"filler{number}" for number in range(VOCABULARY - len(signs) - 3)]
-    tokenizer = Tokenizer(models.BPE(vocab={sign: index for index, sign in enumerate(signs)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT
-    )
+    fast = byte_tokenizer(VOCABULARY)
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = Qwen2Config(
