@@ -1,32 +1,35 @@
 """Which examples make an optimizer step, how they are cut into micro-batches, and which rank takes which.
 
-All of it depends on the rows and the config alone. A step's examples are sorted by length and cut by padded tokens.
-Sequences are padded on the right, where causal attention never looks, so a forward needs no attention mask. Where
-that would waste more than a tenth (a short answer beside a long one), short sequences share a line of the matrix.
+All of it depends on the rows and the config alone. A step's examples are sorted, those of one prompt side by side, and
+cut by the tokens that are computed. Sequences lie end to end in one line, without padding, and a context that several of
+them share stands there once (actors/attention.py); an architecture that cannot do that gets a padded line for each.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfloop.actors.examples import Examples, View
+from selfloop.actors.examples import Examples, View, bounds_of, places_of, steps_of
+from selfloop.actors.lines import end_to_end, padded_lines
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Micro", "Plan", "columns_of", "cut", "deal", "dummy", "micro_of", "waste_of"]
+    from selfloop.actors.attention import Layout
 
-WASTE = 0.09
-TENTH = 0.1
-PRICES = (1e6, 0.1, 0.03, 0.01, 0.005, 0.002, 0.001, 0.0)  # of a micro-batch, in shares of the step's tokens
+__all__ = ["Micro", "Plan", "Shapes", "columns_of", "cut", "deal", "dummy", "micro_of"]
+
 ABSENT = {"rank": -1.0}
+SHORTEST = 0.8
+"""Where sequences are padded, the shortest of a micro-batch, as a share of its longest."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +76,60 @@ class Plan:
         return [(index, self.step(index)) for index in range(min(self.steps, self.per_epoch))]
 
 
-def cut(
-    lengths: np.ndarray, sequences: np.ndarray, budget: int, parts: int = 1, tokens: np.ndarray | None = None
-) -> list[np.ndarray]:
-    """Cut examples into as few micro-batches as waste little: at most `budget` padded tokens each, longest first.
+class Shapes:
+    """What examples weigh in a forward. contexts: of each view, (sequences,) the number of the tokens before the first
+    trained one; equal contexts have equal numbers, over all views."""
 
-    lengths: (examples,) longest sequence of each. sequences: (examples,) how many it has. tokens: (examples,) of all
-    its sequences, if they may share lines. parts: the number of micro-batches is a multiple of it where there are
-    enough examples. An example over the budget stands alone.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    found: list[np.ndarray] = []
-    total = float((lengths * sequences).sum())
-    for price in PRICES:
-        found = _cut_at(order, lengths, sequences, budget, price * total)
-        if waste_of(found, lengths, sequences, tokens) < WASTE:
-            break
+    def __init__(self, views: Mapping[str, View], *, flat: bool = True):
+        numbers: dict[bytes, int] = {}
+        self.flat = flat
+        self.contexts = {
+            name: np.array([numbers.setdefault(key, len(numbers)) for key in view.contexts()], np.int64)
+            for name, view in views.items()
+        }
+        self.longest = np.max([view.lengths() for view in views.values()], axis=0)
+        self.count = np.sum([np.diff(view.row_bounds) for view in views.values()], axis=0)
+        self.length = np.zeros(len(numbers), np.int64)
+        self.tails = np.zeros(len(self.longest), np.int64)
+        self.of_row: list[tuple[int, ...]] = [()] * len(self.longest)
+        for name, view in views.items():
+            self.length[self.contexts[name]] = view.starts()
+            self.tails += np.add.reduceat(np.diff(view.bounds) - view.starts(), view.row_bounds[:-1])
+            for row, (low, high) in enumerate(itertools.pairwise(view.row_bounds)):
+                self.of_row[row] += tuple(dict.fromkeys(self.contexts[name][low:high].tolist()))
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """These rows, longest first; those under one context side by side, by the longest of them."""
+        longest = self.longest[rows]
+        if not self.flat:
+            return rows[np.argsort(-longest, kind="stable")]
+        family = np.array([self.of_row[row][0] for row in rows], np.int64)
+        top = np.zeros(len(self.length), np.int64)
+        np.maximum.at(top, family, longest)
+        return rows[np.lexsort((-longest, family, -top[family]))]
+
+    def added(self, part: Sequence[int], seen: set[int], row: int) -> float:
+        """Tokens that a row adds to a forward of `part`, whose contexts are `seen`; infinite if it should not."""
+        if self.flat:
+            new = (int(self.length[one]) for one in self.of_row[row] if one not in seen)
+            return int(self.tails[row]) + sum(new)
+        longest = int(self.longest[part[0] if part else row])
+        return longest * int(self.count[row]) if self.longest[row] >= SHORTEST * longest else math.inf
+
+    def cost(self, rows: np.ndarray) -> int:
+        """Tokens that a forward of these rows computes."""
+        if not self.flat:
+            return int(self.longest[rows].max() * self.count[rows].sum())
+        contexts = list({one for row in rows for one in self.of_row[row]})
+        return int(self.tails[rows].sum() + self.length[contexts].sum())
+
+
+def cut(shapes: Shapes, rows: np.ndarray, budget: int, parts: int = 1) -> list[np.ndarray]:
+    """Cut rows into micro-batches of at most `budget` tokens each; a row over the budget stands alone. parts: the number
+    of micro-batches is a multiple of it where there are enough rows."""
+    found = _fill(shapes, shapes.order(rows), budget)
     while len(found) % parts:
-        sizes = [len(part) * int(len(part) > 1) * int(lengths[part[0]]) for part in found]
+        sizes = [int(len(part) > 1) * shapes.cost(part) for part in found]
         widest = int(np.argmax(sizes))
         if sizes[widest] == 0:
             break
@@ -99,40 +138,20 @@ def cut(
     return found
 
 
-def _cut_at(
-    order: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, budget: int, price: float
-) -> list[np.ndarray]:
-    """The cuts of a sorted order that cost least: the padded tokens, and `price` for each micro-batch."""
-    longest = lengths[order].astype(np.float64)
-    before = np.concatenate([[0], np.cumsum(sequences[order])]).astype(np.float64)
-    cost = np.zeros(len(order) + 1)
-    origin = np.zeros(len(order) + 1, np.int64)
-    low = 0
-    for end in range(1, len(order) + 1):
-        while low < end - 1 and (before[end] - before[low]) * longest[low] > budget:
-            low += 1
-        padded = (before[end] - before[low:end]) * longest[low:end]
-        choices = cost[low:end] + padded + price
-        best = int(choices.argmin())
-        cost[end], origin[end] = choices[best], low + best
+def _fill(shapes: Shapes, order: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Row after row into a micro-batch, as long as there is room."""
     found: list[np.ndarray] = []
-    end = len(order)
-    while end:
-        found.append(order[origin[end] : end])
-        end = int(origin[end])
-    return found[::-1]
-
-
-def waste_of(
-    parts: Sequence[np.ndarray], lengths: np.ndarray, sequences: np.ndarray, tokens: np.ndarray | None = None
-) -> float:
-    """Share of padding that other cuts could avoid; with `tokens`, when short sequences share lines."""
-    real = lengths * sequences if tokens is None else tokens
-    padded = 0
-    for part in parts:
-        longest, lines = int(lengths[part].max()), int(sequences[part].sum())
-        padded += longest * (lines if tokens is None else min(lines, math.ceil(real[part].sum() / longest)))
-    return 1 - float(real.sum()) / max(padded, 1)
+    part, seen, size = list[int](), set[int](), 0.0
+    for row in order.tolist():
+        more = shapes.added(part, seen, row)
+        if part and size + more > budget:
+            found.append(np.array(part))
+            part, seen, size = [], set(), 0.0
+            more = shapes.added(part, seen, row)
+        part.append(row)
+        seen.update(shapes.of_row[row])
+        size += more
+    return [*found, np.array(part)]
 
 
 def deal(parts: Sequence[np.ndarray], rank: int, world: int) -> list[np.ndarray | None]:
@@ -145,12 +164,12 @@ def deal(parts: Sequence[np.ndarray], rank: int, world: int) -> list[np.ndarray 
 
 @dataclass(frozen=True)
 class Micro:
-    """One forward. All views of its rows are sequences of one padded matrix.
+    """One forward. All views of its rows are sequences of one line, or of one padded matrix.
 
-    rows: (rows,) numbers of the examples. input_ids: (lines, length). index: (trained,) places in the flattened matrix
-    whose hidden state predicts `targets`: (trained,). Trained tokens are ordered by view, row and place. positions:
-    (lines, length), each sequence from 0, if some lines hold several sequences. ends: (sequences,) places of their last
-    tokens. present: (rows, k) of a ranked view, true where there is a sequence.
+    rows: (rows,) numbers of the examples. input_ids, positions: (1, tokens) laid out by `layout`, or (lines, length) with
+    neither. index: (trained,) places in the flattened input whose hidden state predicts `targets`: (trained,). Trained
+    tokens are ordered by view, row and place. ends: (sequences,) places of their last tokens. present: (rows, k) of a
+    ranked view, true where there is a sequence. tokens: of all sequences, each counted whole.
     """
 
     rows: np.ndarray
@@ -158,6 +177,7 @@ class Micro:
     index: Tensor
     targets: Tensor
     positions: Tensor | None
+    layout: Layout | None
     spans: dict[str, slice]
     masks: dict[str, Tensor]
     tokens: int
@@ -186,70 +206,59 @@ class Micro:
 
 
 def micro_of(
-    views: dict[str, View], rows: np.ndarray, device: str | torch.device = "cpu", pack: bool = False
+    views: Mapping[str, View],
+    rows: np.ndarray,
+    device: str | torch.device = "cpu",
+    contexts: Mapping[str, np.ndarray] | None = None,
 ) -> Micro:
-    """Build the micro-batch of these rows. pack: short sequences may share lines."""
+    """Build the micro-batch of these rows. contexts: of Shapes, if sequences lie end to end; None: they are padded."""
     import torch
 
     chosen = [(name, view, _ranges(view.row_bounds, rows)) for name, view in views.items()]
-    lengths = np.concatenate([np.diff(view.bounds)[sequences] for _, view, sequences in chosen])
-    starts, shape = _layout(lengths, pack)
-    ids, positions = np.zeros(shape, np.int64).reshape(-1), np.tile(np.arange(shape[1]), shape[0])
-    cells = np.repeat(starts, lengths) + _steps(lengths)
-    ids[cells] = np.concatenate(
-        [view.tokens[_ranges(view.bounds, sequences)] for _, view, sequences in chosen]
+    tokens = np.concatenate([view.tokens[_ranges(view.bounds, own)] for _, view, own in chosen])
+    lengths = np.concatenate([np.diff(view.bounds)[own] for _, view, own in chosen])
+    counts = {name: np.diff(view.target_bounds)[own] for name, view, own in chosen}
+    places = np.concatenate([view.targets[_ranges(view.target_bounds, own)] for _, view, own in chosen])
+    sequence = np.repeat(np.arange(len(lengths)), np.concatenate(list(counts.values())))
+    if contexts is None:
+        line = padded_lines(tokens, lengths)
+    else:
+        numbers = np.concatenate([contexts[name][own] for name, _, own in chosen])
+        starts = np.concatenate([view.starts()[own] for _, view, own in chosen])
+        line = end_to_end(tokens, lengths, numbers, starts, device)
+    targets = tokens[bounds_of(lengths)[sequence] + places]
+    arrays = (
+        line.ids,
+        line.place(sequence, places - 1),
+        targets,
+        line.place(np.arange(len(lengths)), lengths - 1),
     )
-    positions[cells] = _steps(lengths)
-    index, spans, masks = [], {}, {}
-    each, present = {}, {}
+    ids, index, wanted, ends = (torch.from_numpy(array).to(device) for array in arrays)
+    positions = None if line.layout is None else torch.from_numpy(line.positions).to(device)
+    spans, masks, each, present = {}, {}, {}, {}
     first = done = 0
-    for name, view, sequences in chosen:
-        counts = np.diff(view.target_bounds)[sequences]
-        places = view.targets[_ranges(view.target_bounds, sequences)]
-        index.append(np.repeat(starts[first : first + len(sequences)], counts) + places - 1)
-        spans[name] = slice(done, done + len(places))
-        masks[name] = torch.from_numpy(_mask(view, rows, counts)).to(device)
-        each[name] = slice(first, first + len(sequences))
+    for name, view, own in chosen:
+        trained = int(counts[name].sum())
+        spans[name], each[name] = slice(done, done + trained), slice(first, first + len(own))
+        masks[name] = torch.from_numpy(_mask(view, rows, counts[name])).to(device)
         if view.ranked:
             ranked = np.diff(view.row_bounds)[rows][:, None]
             present[name] = torch.from_numpy(np.arange(masks[name].shape[1]) < ranked).to(device)
-        first, done = first + len(sequences), done + len(places)
-    predicting = np.concatenate(index)
-    arrays = (
-        ids.reshape(shape),
-        predicting,
-        ids[predicting + 1],
-        positions.reshape(shape),
-        starts + lengths - 1,
+        first, done = first + len(own), done + trained
+    return Micro(
+        rows,
+        ids,
+        index,
+        wanted,
+        positions,
+        line.layout,
+        spans,
+        masks,
+        int(lengths.sum()),
+        ends,
+        each,
+        present,
     )
-    matrix, places, targets, positioned, ends = (torch.from_numpy(array).to(device) for array in arrays)
-    shared = shape[0] < len(lengths)
-    return Micro(rows, matrix, places, targets, positioned if shared else None, spans, masks, int(lengths.sum()),
-                 ends, each, present)  # fmt: skip
-
-
-def _layout(lengths: np.ndarray, pack: bool) -> tuple[np.ndarray, tuple[int, int]]:
-    """Where each sequence starts in the flattened matrix, and the matrix's shape: a line each, or, if that wastes more
-    than a tenth, shared lines of up to twice the longest, whichever length makes the smallest matrix."""
-    longest = int(lengths.max(initial=2))
-    best = np.arange(len(lengths)), np.zeros(len(lengths), np.int64), (len(lengths), longest)
-    for factor in (1.0, 1.25, 1.5, 2.0) if pack else ():
-        if lengths.sum() > (1 - TENTH) * best[2][0] * best[2][1]:
-            break
-        found = _share_lines(lengths, int(factor * longest))
-        best = min(best, found, key=lambda layout: layout[2][0] * layout[2][1])
-    lines, offsets, shape = best
-    return lines * shape[1] + offsets, shape
-
-
-def _share_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Each sequence, longest first, in the first line with room: its line, its offset, and the matrix's shape."""
-    lines, offsets, filled = (np.zeros(len(lengths), np.int64) for _ in range(3))
-    for item in np.argsort(-lengths, kind="stable"):
-        line = int(np.argmax(filled + lengths[item] <= room))
-        lines[item], offsets[item] = line, filled[line]
-        filled[line] += lengths[item]
-    return lines, offsets, (int(np.count_nonzero(filled)), int(filled.max()))
 
 
 def dummy(device: str | torch.device = "cpu") -> Micro:
@@ -257,7 +266,9 @@ def dummy(device: str | torch.device = "cpu") -> Micro:
     import torch
 
     zero = torch.zeros(1, dtype=torch.long, device=device)
-    return Micro(np.empty(0, np.int64), zero.new_zeros((1, 2)), zero, zero, None, {}, {}, 0, zero, {}, {})
+    return Micro(
+        np.empty(0, np.int64), zero.new_zeros((1, 2)), zero, zero, None, None, {}, {}, 0, zero, {}, {}
+    )
 
 
 def columns_of(examples: Examples, micro: Micro) -> dict[str, Tensor]:
@@ -289,7 +300,7 @@ def _mask(view: View, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
         return flat
     each = np.diff(view.row_bounds)[rows]
     mask = np.zeros((len(rows), int(each.max(initial=1)), longest), np.float32)
-    mask[np.repeat(np.arange(len(rows)), each), _steps(each)] = flat
+    mask[np.repeat(np.arange(len(rows)), each), steps_of(each)] = flat
     return mask
 
 
@@ -300,13 +311,6 @@ def _padded(lists: Sequence[np.ndarray], fill: float) -> np.ndarray:
     return padded
 
 
-def _steps(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, ... length - 1 for each length, one after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-
-
 def _ranges(bounds: np.ndarray, items: np.ndarray) -> np.ndarray:
     """All places of these items, one item after the other."""
-    lengths = bounds[items + 1] - bounds[items]
-    return np.repeat(bounds[items], lengths) + _steps(lengths)
+    return places_of(bounds[items], bounds[items + 1] - bounds[items])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -51,13 +52,22 @@ class View:
         """(rows,) longest sequence of each row, tokens."""
         return np.maximum.reduceat(np.diff(self.bounds), self.row_bounds[:-1])
 
-    def totals(self) -> np.ndarray:
-        """(rows,) tokens of each row, over its sequences."""
-        return self.bounds[self.row_bounds[1:]] - self.bounds[self.row_bounds[:-1]]
-
     def row_targets(self) -> np.ndarray:
         """(rows + 1,) bounds of each row's trained tokens."""
         return self.target_bounds[self.row_bounds]
+
+    def starts(self) -> np.ndarray:
+        """(sequences,) tokens before the first trained one: the context; the whole sequence, if none is trained."""
+        found = np.diff(self.bounds)
+        some = np.diff(self.target_bounds) > 0
+        found[some] = self.targets[self.target_bounds[:-1][some]]
+        return found
+
+    def contexts(self) -> list[bytes]:
+        """A digest of each sequence's context."""
+        ends = self.bounds[:-1] + self.starts()
+        spans = zip(self.bounds[:-1].tolist(), ends.tolist(), strict=True)
+        return [blake2b(self.tokens[low:high].tobytes(), digest_size=16).digest() for low, high in spans]
 
 
 @dataclass
@@ -189,12 +199,12 @@ def view_of(table: pa.Table, name: str, who: str) -> View:
         return _ranked_view(table, ids, context, who)
     head_values, heads = _flat(table[context])
     tail_values, tails = _flat(table[ids])
-    bounds = _bounds(heads + tails)
+    bounds = bounds_of(heads + tails)
     tokens = np.empty(bounds[-1], np.int64)
-    tokens[_places(bounds[:-1], heads)] = head_values
-    targets = _places(heads, tails)
-    tokens[_places(bounds[:-1] + heads, tails)] = tail_values
-    return View(tokens, bounds, targets, _bounds(tails), np.arange(len(heads) + 1))
+    tokens[places_of(bounds[:-1], heads)] = head_values
+    targets = places_of(heads, tails)
+    tokens[places_of(bounds[:-1] + heads, tails)] = tail_values
+    return View(tokens, bounds, targets, bounds_of(tails), np.arange(len(heads) + 1))
 
 
 def sequences_view(contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> View:
@@ -206,7 +216,7 @@ def sequences_view(contexts: Sequence[Sequence[int]], targets: Sequence[Sequence
     ]
     tokens = np.concatenate(parts) if parts else np.empty(0, np.int64)
     return View(
-        tokens, _bounds(heads + tails), _places(heads, tails), _bounds(tails), np.arange(len(heads) + 1)
+        tokens, bounds_of(heads + tails), places_of(heads, tails), bounds_of(tails), np.arange(len(heads) + 1)
     )
 
 
@@ -220,7 +230,7 @@ def _ranked_view(table: pa.Table, ids: str, context: str, who: str) -> View:
         contexts += [head] * len(group)
         targets += [ids_of or [] for ids_of in group]
     flat = sequences_view(contexts, targets)
-    return View(flat.tokens, flat.bounds, flat.targets, flat.target_bounds, _bounds(np.array(counts)), True)
+    return View(flat.tokens, flat.bounds, flat.targets, flat.target_bounds, bounds_of(np.array(counts)), True)
 
 
 def _segments_view(table: pa.Table, name: str, who: str) -> View:
@@ -249,9 +259,9 @@ def _segments_view(table: pa.Table, name: str, who: str) -> View:
     rows = np.arange(len(lengths) + 1)
     return View(
         np.array(tokens, np.int64),
-        _bounds(np.array(lengths)),
+        bounds_of(np.array(lengths)),
         np.array(targets, np.int64),
-        _bounds(np.array(counts)),
+        bounds_of(np.array(counts)),
         rows,
     )
 
@@ -321,11 +331,17 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
     ), lengths
 
 
-def _bounds(lengths: np.ndarray) -> np.ndarray:
+def bounds_of(lengths: np.ndarray) -> np.ndarray:
+    """0, and the sum of the lengths so far."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def steps_of(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, ... length - 1 for each length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+def places_of(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """start, start + 1, ... for each (start, length), one after the other."""
-    bounds = _bounds(lengths)
-    return np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths) + np.repeat(starts, lengths)
+    return np.repeat(starts, lengths) + steps_of(lengths)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from selfloop.actors.logprobs import Also
+from selfloop.actors.attention import Layout, states
+from selfloop.actors.logprobs import Also, tolerance
 from selfloop.workflows.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -55,23 +56,17 @@ class ScalarModule(nn.Module):
 
         head.forward = forward
 
-    def states(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(lines, length, width) last hidden states."""
-        return self.model.base_model(
-            input_ids=input_ids, position_ids=positions, use_cache=False
-        ).last_hidden_state
-
     def forward(
         self,
         input_ids: Tensor,
         index: Tensor,
         targets: Tensor,
         positions: Tensor | None = None,
+        layout: Layout | None = None,
         also: Also | None = None,
     ) -> Tensor:
         """(places,) the head's number at each place `index`; also: makes what comes behind it from the hidden states."""
-        states = self.states(input_ids, positions)
-        hidden = states.reshape(-1, states.shape[-1]).index_select(0, index)
+        hidden = states(self.model, input_ids, positions, layout).index_select(0, index)
         scores = self.model.score(hidden).squeeze(-1)
         return scores if also is None else torch.cat([scores, also(hidden, targets, self.model.score)])
 
@@ -81,6 +76,7 @@ class Pooled:
     """The hidden state under the reward, as a column without gradient: (rows, width) of each of these views."""
 
     views: tuple[str, ...]
+    flat = True
 
     def columns(self, micro: Micro) -> Also:
         """What the forward calls with its hidden states."""
@@ -93,27 +89,17 @@ class Pooled:
         return {f"{view}.hidden": states[micro.sequences[view]] for view in self.views}
 
 
-def prove_scalars(module: ScalarModule, device: str | torch.device) -> bool:
-    """Raise TrainerError unless our reward is that of the model's own forward. Returns whether sequences that share a
-    line keep apart."""
+def prove_scalars(module: ScalarModule, device: str | torch.device) -> None:
+    """Raise TrainerError unless our reward is that of the model's own forward."""
     config = module.model.config.get_text_config()
     tokens = (torch.arange(8, device=device) * 31 % min(config.vocab_size, 97))[None] + 1
     tokens = torch.where(tokens == (config.pad_token_id or 0), tokens + 1, tokens) % config.vocab_size
-    positions = torch.arange(8, device=device).repeat(2)[None]
     with torch.no_grad():
         wanted = module.model(input_ids=tokens, use_cache=False).logits.float().reshape(-1)
         found = module(tokens, torch.tensor([7], device=device), tokens[0, :1])
-        states = module.states(tokens)
-        shared = [
-            module.states(torch.cat([before, tokens], 1), positions)[:, 8:]
-            for before in (tokens.flip(1), tokens)
-        ]
-    share = 1e-3 if next(module.parameters()).dtype == torch.float32 else 0.1
     gap = float((wanted - found).abs().max())
-    if not gap <= share * max(1.0, float(wanted.abs().max())):
+    if not gap <= tolerance(module) * max(1.0, float(wanted.abs().max())):
         raise TrainerError(
             f"{type(module.model).__name__}: our reward differs from that of its own forward by {gap:.3g}. It does "
             "something to the hidden state that Selfloop does not know. Use another architecture for this role"
         )
-    limit = share * max(1.0, float(states.abs().max()))
-    return torch.equal(*shared) and bool((shared[0] - states).abs().max() <= limit)

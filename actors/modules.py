@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from selfloop.actors.adapters import Pair, add_adapters, dropouts
+from selfloop.actors.attention import use
 from selfloop.actors.heads import ScalarModule, prove_scalars
+from selfloop.actors.lines import lies_flat
 from selfloop.actors.logprobs import PolicyModule, prove_head
 from selfloop.workflows.errors import TrainerError
 
@@ -54,11 +56,14 @@ def build(spec: TrainerSpec, head: bool) -> Built:
     module = ScalarModule(model) if head else PolicyModule(model)
     pairs = add_adapters(model, spec.lora, head) if spec.lora else {}
     module.to(spec.device).train()
+    use(model)
     return Built(module, pairs, dropouts(model))
 
 
 def prove(module: PolicyModule | ScalarModule, device: torch.device) -> bool:
-    """Raise TrainerError unless our forward agrees with the model's own. Returns whether sequences may share lines."""
+    """Raise TrainerError unless our forward agrees with the model's own. Returns whether sequences may lie end to end."""
     if isinstance(module, ScalarModule):
-        return prove_scalars(module, device)
-    return prove_head(module, device)
+        prove_scalars(module, device)
+    else:
+        prove_head(module, device)
+    return lies_flat(module.model, device)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from selfloop.actors.attention import states, use
 from selfloop.actors.examples import of_distributions
 from selfloop.actors.heads import Pooled
+from selfloop.actors.lines import lies_flat
 from selfloop.actors.logprobs import logit_scale, scaled
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.objectives.rrpo import full_kl
@@ -41,17 +43,17 @@ class Teacher:
 
         kind: Any = AutoModelForCausalLM
         model = kind.from_pretrained(folder, dtype=getattr(torch, spec.dtype), use_safetensors=True)
+        use(model)
         self.model = model.to(spec.device).eval().requires_grad_(False)
+        self.flat = lies_flat(model, spec.device)
         self.head: Any = model.get_output_embeddings()
         self.scale, self.cap = logit_scale(model.config)
 
     @torch.no_grad()
     def states(self, micro: Micro) -> Tensor:
         """(trained, width) hidden states that predict the micro-batch's trained tokens."""
-        states = self.model.base_model(
-            input_ids=micro.input_ids, position_ids=micro.positions, use_cache=False
-        ).last_hidden_state
-        return states.reshape(-1, states.shape[-1]).index_select(0, micro.index)
+        found = states(self.model, micro.input_ids, micro.positions, micro.layout)
+        return found.index_select(0, micro.index)
 
     @torch.no_grad()
     def logits(self, states: Tensor) -> Tensor:
@@ -66,18 +68,23 @@ class Teaching:
     reads: Mapping[str, tuple[str, ...]]
     teachers: Mapping[str, Teacher]
 
+    @property
+    def flat(self) -> bool:
+        """Whether all teachers take sequences end to end."""
+        return all(teacher.flat for teacher in self.teachers.values())
+
     def columns(self, micro: Micro) -> Callable[[Tensor, Tensor, Logits], Tensor]:
         """What the policy's forward calls with its (trained, width) states, the targets and its head's logits: all columns
         of all views, flat."""
-        states = {name: teacher.states(micro) for name, teacher in self.teachers.items()}
+        theirs = {name: teacher.states(micro) for name, teacher in self.teachers.items()}
 
         def run(hidden: Tensor, targets: Tensor, logits: Logits) -> Tensor:
             made = [hidden.new_zeros(0, dtype=torch.float32)]
             for view, names in self.reads.items():
                 span = micro.spans.get(view)
                 if span is not None:
-                    theirs = {name: states[name][span] for name in names if name in states}
-                    made.append(self.of_view(names, hidden[span], targets[span], theirs, logits).reshape(-1))
+                    part = {name: theirs[name][span] for name in names if name in theirs}
+                    made.append(self.of_view(names, hidden[span], targets[span], part, logits).reshape(-1))
             return torch.cat(made)
 
         return run

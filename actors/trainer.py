@@ -233,10 +233,12 @@ class TrainerRank:
         receipt = save(spec, work, task)
         self.current = (work.out, work.state_out, work.head)
         held.saved(work)
-        tokens = sum(figures.tokens for figures in seen)
+        tokens, filled, cells = (
+            sum(getattr(figures, name) for figures in seen) for name in ("tokens", "filled", "cells")
+        )
         metrics = _means(progress.curve) | {
             "examples": float(len(examples)), "examples_left_out": float(examples.left_out), "steps": float(plan.steps),
-            "padding": 1 - tokens / max(sum(figures.padded for figures in seen), 1), "resumed_at_step": float(first),
+            "padding": 1 - filled / max(cells, 1), "shared": 1 - filled / max(tokens, 1), "resumed_at_step": float(first),
             "prepare_s": ready - began, "train_s": trained - ready, "save_s": time.perf_counter() - trained,
             "tokens_per_s": tokens / max(trained - ready, 1e-9),
         }  # fmt: skip

@@ -10,7 +10,7 @@ of them raise it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.actors.batching import Micro, Plan, columns_of, cut, deal, dummy, micro_of
+from selfloop.actors.batching import Micro, Plan, Shapes, columns_of, cut, deal, dummy, micro_of
 from selfloop.actors.examples import SCALARS, Examples, View, computed
 from selfloop.actors.heads import Pooled
 from selfloop.actors.teachers import Teaching
@@ -72,13 +72,15 @@ class Ranks:
 
 @dataclass
 class StepFigures:
-    """What one rank, or all, saw of a step."""
+    """What one rank, or all, saw of a step. tokens: of all sequences. cells: that a forward computed, `filled` of them with a
+    token; fewer than tokens where contexts are shared."""
 
     loss: float = 0.0
     terms: dict[str, float] = field(default_factory=dict)
     logs: dict[str, tuple[float, float]] = field(default_factory=dict)
     tokens: int = 0
-    padded: int = 0
+    filled: int = 0
+    cells: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     error: SelfloopError | None = None
 
@@ -86,7 +88,8 @@ class StepFigures:
         """Add another rank's figures; the running state is the same everywhere."""
         self.loss += other.loss
         self.tokens += other.tokens
-        self.padded += other.padded
+        self.filled += other.filled
+        self.cells += other.cells
         for name, value in other.terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + value
         for name, (total, count) in other.logs.items():
@@ -147,21 +150,14 @@ class Trainable:
 
     def micros(self, rows: np.ndarray) -> list[Micro]:
         """This rank's micro-batches of a step, dummies last."""
-        lengths, sequences, tokens = (size[rows] for size in self._sizes)
-        pack, device = bool(self.model.packs), self.model.device
-        parts = cut(lengths, sequences, self.budget, self.ranks.world, tokens if pack else None)
-        return [
-            dummy(device) if part is None else micro_of(self.examples.views, rows[part], device, pack)
-            for part in deal(parts, self.ranks.rank, self.ranks.world)
-        ]
+        return list(
+            micros_of(self._shapes, self.examples.views, rows, self.budget, self.ranks, self.model.device)
+        )
 
     @cached_property
-    def _sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows,) longest sequence, number of sequences, and tokens, over all views."""
-        views = list(self.examples.views.values())
-        longest = np.max([view.lengths() for view in views], axis=0)
-        count = np.sum([np.diff(view.row_bounds) for view in views], axis=0)
-        return longest, count, np.sum([view.totals() for view in views], axis=0)
+    def _shapes(self) -> Shapes:
+        flat = bool(self.model.flat) and (self.also is None or self.also.flat)
+        return Shapes(self.examples.views, flat=flat)
 
     def add_scores(self, name: str, *, live: bool) -> None:
         """One pass over all rows, in the micro-batches of the first epoch: log-probs under the weights now loaded, kept
@@ -358,7 +354,8 @@ def nothing(micro: Micro, view: str, name: str) -> Tensor:
 def _note(figures: StepFigures, loss: Loss, shares: Mapping[str, Tensor], micro: Micro, value: float) -> None:
     figures.loss += value
     figures.tokens += micro.tokens
-    figures.padded += micro.input_ids.numel()
+    figures.filled += micro.tokens if micro.layout is None else micro.input_ids.numel()
+    figures.cells += micro.input_ids.numel()
     figures.state = {name: column.detach().cpu() for name, column in loss.state.items()}
     for name, share in shares.items():
         figures.terms[name] = figures.terms.get(name, 0.0) + float(share.detach())
@@ -367,6 +364,20 @@ def _note(figures: StepFigures, loss: Loss, shares: Mapping[str, Tensor], micro:
         seen = max(column.numel(), 1)
         each = float(column.detach().float().sum()) / seen
         figures.logs[name] = (total + each * len(micro.rows), count + len(micro.rows))
+
+
+def micros_of(
+    shapes: Shapes,
+    views: Mapping[str, View],
+    rows: np.ndarray,
+    budget: int,
+    ranks: Ranks,
+    device: torch.device,
+) -> Iterator[Micro]:
+    """A rank's micro-batches of these rows, dummies last."""
+    contexts = shapes.contexts if shapes.flat else None
+    for part in deal(cut(shapes, rows, budget, ranks.world), ranks.rank, ranks.world):
+        yield dummy(device) if part is None else micro_of(views, part, device, contexts)
 
 
 def target_places(view: View, rows: np.ndarray) -> np.ndarray:
@@ -394,19 +405,14 @@ def what_of(objective: Objective, head: bool) -> str:
 
 def score(model: Sharded, ranks: Ranks, view: View, budget: int, what: str = "logprobs") -> list[list[float]]:
     """Log-probs or values of each sequence's trained tokens, or its reward, without gradient."""
-    lengths, rows = view.lengths(), np.arange(len(view.row_bounds) - 1)
-    parts = cut(lengths, np.ones_like(lengths), budget, ranks.world, lengths if model.packs else None)
+    rows, views = np.arange(len(view.row_bounds) - 1), {"": view}
     bounds = np.arange(len(rows) + 1) if what == "rewards" else view.target_bounds
     found = np.zeros(bounds[-1], np.float32)
-    for part in deal(parts, ranks.rank, ranks.world):
-        micro = (
-            dummy(model.device)
-            if part is None
-            else micro_of({"": view}, rows[part], model.device, bool(model.packs))
-        )
+    for micro in micros_of(Shapes(views, flat=bool(model.flat)), views, rows, budget, ranks, model.device):
         with torch.no_grad():
             outputs = model.outputs(micro, what)
-        if part is not None:
-            found[part if what == "rewards" else target_places(view, part)] = outputs.float().cpu().numpy()
+        if len(micro.rows):
+            places = micro.rows if what == "rewards" else target_places(view, micro.rows)
+            found[places] = outputs.float().cpu().numpy()
     found = ranks.add(found)
     return [found[low:high].tolist() for low, high in itertools.pairwise(bounds)]

@@ -86,7 +86,7 @@ class Sharded:
         self.device = torch.device(spec.device)
         self.stage = max(spec.zero, 1) if spec.dtype == "bfloat16" else spec.zero
         self.norm: Tensor | None = None
-        self.packs: bool | None = None
+        self.flat: bool | None = None
         built = build(spec, head)
         self.pairs, self.dropouts = built.pairs, built.dropouts
         self.adapting, self.base = bool(built.pairs), Base("", "")
@@ -158,7 +158,7 @@ class Sharded:
         if draw is not None:
             torch.manual_seed(draw)
         index = micro.ends if what == "rewards" else micro.index
-        return self.engine(micro.input_ids, index, micro.targets, micro.positions, also)
+        return self.engine(micro.input_ids, index, micro.targets, micro.positions, micro.layout, also)
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients. DeepSpeed averages over ranks; the loss is a sum over them, hence the factor."""
@@ -244,8 +244,8 @@ class Sharded:
         self.adapting = adapters is not None
         if self.stage == 3 and self.optimizer.persistent_parameters:
             self.optimizer.persistent_parameters[0].all_gather(self.optimizer.persistent_parameters)
-        if self.packs is None:
-            self.packs = prove(self.module, self.device)
+        if self.flat is None:
+            self.flat = prove(self.module, self.device)
 
     def _write(self, name: str, param: Any, value: Tensor, master: bool) -> None:
         """Replace one served weight, and its master."""

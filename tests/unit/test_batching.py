@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from selfloop.actors.batching import Plan, columns_of, cut, deal, micro_of, waste_of
-from selfloop.actors.examples import examples_of
+from selfloop.actors.batching import Plan, Shapes, columns_of, cut, deal, micro_of
+from selfloop.actors.examples import examples_of, sequences_view
 from selfloop.workflows.errors import ObjectiveError, TrainerError
 from selfloop.workflows.objectives.dpo import DPO
 from selfloop.workflows.objectives.policy_gradient import GRPO
@@ -14,42 +16,74 @@ from selfloop.workflows.objectives.sft import SFT
 from tests.unit.trainer_rows import IDS, Likelihood, pair_rows, response_rows
 
 
-def padded(part: np.ndarray, lengths: np.ndarray, sequences: np.ndarray) -> int:
-    return int(sequences[part].sum() * lengths[part].max())
+def shapes_of(rows: list[list[tuple[str, int]]], *, flat: bool = True) -> Shapes:
+    """Of rows of (context, tokens after it) sequences."""
+    contexts = {
+        name: [ord(sign) for sign in name] for name in dict.fromkeys(c for row in rows for c, _ in row)
+    }
+    flat_rows = [(contexts[name], [1] * size) for row in rows for name, size in row]
+    view = sequences_view([context for context, _ in flat_rows], [target for _, target in flat_rows])
+    bounds = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return Shapes({"": replace(view, row_bounds=bounds)}, flat=flat)
 
 
-def test_every_example_is_in_one_micro_batch_and_all_are_within_the_budget():
+def computed(shapes: Shapes, rows: list[list[tuple[str, int]]], part: np.ndarray) -> int:
+    """Tokens of a forward, counted another way."""
+    sequences = [one for row in part for one in rows[row]]
+    if not shapes.flat:
+        return len(sequences) * max(len(context) + size for context, size in sequences)
+    return sum(len(context) for context in {context for context, _ in sequences}) + sum(
+        size for _, size in sequences
+    )
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_every_example_is_in_one_micro_batch_and_all_are_within_the_budget(flat: bool):
     rng = np.random.default_rng(0)
-    for seed in range(20):
-        lengths = rng.integers(1, 400, 100)
-        sequences = rng.integers(1, 4, 100)
-        parts = cut(lengths, sequences, 1024, parts=1 + seed % 3)
-        assert sorted(np.concatenate(parts)) == list(range(100))
+    for seed in range(12):
+        prompts = ["".join(rng.choice(list("abcdefgh"), rng.integers(1, 60))) for _ in range(25)]
+        rows = [
+            [(str(rng.choice(prompts)), int(rng.integers(1, 300)))] * int(rng.integers(1, 3))
+            for _ in range(100)
+        ]
+        shapes = shapes_of(rows, flat=flat)
+        some = rng.permutation(100)[:80]
+        parts = cut(shapes, some, 1024, parts=1 + seed % 3)
+        assert sorted(np.concatenate(parts)) == sorted(some)
         for part in parts:
-            assert padded(part, lengths, sequences) <= 1024 or len(part) == 1
+            assert shapes.cost(part) == computed(shapes, rows, part)
+            assert shapes.cost(part) <= 1024 or len(part) == 1
         assert len(parts) % (1 + seed % 3) == 0
 
 
-def test_a_skewed_distribution_of_lengths_wastes_less_than_a_tenth():
+def test_rows_of_one_prompt_are_computed_together():
+    rows = [[(prompt, size)] for size in (5, 9, 7) for prompt in ("a" * 50, "b" * 50, "c" * 50)]
+    parts = cut(shapes_of(rows), np.arange(9), 75)
+    assert sorted(sorted(part.tolist()) for part in parts) == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+
+
+def test_padded_lines_of_a_skewed_distribution_waste_less_than_a_tenth():
     lengths = np.random.default_rng(1).lognormal(4.5, 1.0, 256).astype(int).clip(4, 2000)
+    rows = [[("x", int(length) - 1)] for length in lengths]
+    shapes = shapes_of(rows, flat=False)
     for budget in (2048, 8192, 65536):
-        parts = cut(lengths, np.ones_like(lengths), budget)
-        assert waste_of(parts, lengths, np.ones_like(lengths)) < 0.1
-        assert len(parts) <= lengths.sum() / budget + 20
+        parts = cut(shapes, np.arange(256), budget)
+        assert 1 - lengths.sum() / sum(shapes.cost(part) for part in parts) < 0.1
+        assert len(parts) <= lengths.sum() / budget + 30
 
 
 def test_an_example_over_the_budget_stands_alone():
-    parts = cut(np.array([10, 5000, 12]), np.ones(3, int), 100)
+    parts = cut(shapes_of([[("a", 10)], [("b", 5000)], [("c", 12)]]), np.arange(3), 100)
     assert [part.tolist() for part in parts] == [[1], [2, 0]]
 
 
 def test_equal_lengths_make_as_few_micro_batches_as_the_budget_allows():
-    parts = cut(np.full(64, 32), np.full(64, 2), 1024)
-    assert [len(part) for part in parts] == [16] * 4
+    rows = [[(f"{place:02d}", 30), (f"{place:02d}", 32)] for place in range(64)]
+    assert [len(part) for part in cut(shapes_of(rows), np.arange(64), 1024)] == [16] * 4
 
 
 def test_every_rank_gets_equally_many_micro_batches():
-    parts = cut(np.array([7, 5, 3]), np.ones(3, int), 100, parts=2)
+    parts = cut(shapes_of([[("a", 7)], [("b", 5)], [("c", 3)]]), np.arange(3), 100, parts=2)
     dealt = [deal(parts, rank, 2) for rank in range(2)]
     assert len(dealt[0]) == len(dealt[1])
     one = deal([np.array([0])], 1, 2)
@@ -121,30 +155,29 @@ def test_a_micro_batch_holds_all_views_in_one_matrix():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_short_sequences_share_lines_without_overlap(seed: int):
+def test_a_line_holds_each_context_once_and_every_answer(seed: int):
     examples = examples_of(pair_rows(16, seed=seed, longest=60), DPO())
     rows = np.random.default_rng(seed).permutation(16)
-    plain, packed = (micro_of(examples.views, rows, pack=pack) for pack in (False, True))
-    assert packed.input_ids.numel() <= plain.input_ids.numel()
-    assert packed.tokens == plain.tokens
-    assert packed.targets.tolist() == plain.targets.tolist()
-    assert packed.positions is not None
-    assert int((packed.input_ids > 0).sum()) == packed.tokens
-    assert 1 - packed.tokens / packed.input_ids.numel() < 0.15
-    flat, positions = packed.input_ids.reshape(-1), packed.positions.reshape(-1)
-    assert torch.equal(flat[packed.index + 1], packed.targets)
-    assert torch.equal(positions[packed.index + 1], positions[packed.index] + 1)
+    shapes = Shapes(examples.views)
+    plain, line = (micro_of(examples.views, rows, contexts=contexts) for contexts in (None, shapes.contexts))
+    assert line.input_ids.shape == (1, shapes.cost(rows))
+    assert line.tokens == plain.tokens
+    assert line.tokens > shapes.cost(rows)
+    assert line.targets.tolist() == plain.targets.tolist()
+    assert line.positions is not None
+    tokens = examples.table.to_pylist()
+    flat, positions = line.input_ids[0], line.positions[0]
+    place = 0
     for view in ("chosen", "rejected"):
-        assert torch.equal(packed.masks[view], plain.masks[view])
-
-
-def test_pairs_of_unlike_sides_waste_less_than_a_tenth():
-    rng = np.random.default_rng(0)
-    sides = rng.lognormal(4.0, 1.0, (2, 256)).astype(int).clip(2, 1500)
-    lengths, tokens, two = sides.max(0), sides.sum(0), np.full(256, 2)
-    parts = cut(lengths, two, 8192, tokens=tokens)
-    assert waste_of(parts, lengths, two, tokens) < 0.1
-    assert len(parts) <= 2 * tokens.sum() / 8192 + 10
+        assert torch.equal(line.masks[view], plain.masks[view])
+        for number, row in enumerate(rows):
+            prompt, answer = tokens[row]["prompt_ids"], tokens[row][f"{view}_ids"]
+            index = line.index[place : place + len(answer)]
+            assert positions[index].tolist() == list(range(len(prompt) - 1, len(prompt) + len(answer) - 1))
+            assert flat[index].tolist() == [prompt[-1], *answer[:-1]]
+            end = int(line.ends[line.sequences[view]][number])
+            assert (int(flat[end]), int(positions[end])) == (answer[-1], len(prompt) + len(answer) - 1)
+            place += len(answer)
 
 
 def test_columns_of_a_micro_batch():

@@ -111,22 +111,6 @@ def test_padding_on_the_right_changes_nothing(folder: str):
     torch.testing.assert_close(module(longer, index, tokens[0, 1:]), alone)
 
 
-def test_sequences_that_share_a_line_do_not_see_each_other(folder: str):
-    from transformers import AutoModelForCausalLM
-
-    module = PolicyModule(AutoModelForCausalLM.from_pretrained(folder, dtype="float32"))
-    first, second = torch.randint(1, 64, (1, 5)), torch.randint(1, 64, (1, 4))
-    alone = module(second, torch.arange(3), second[0, 1:])
-    positions = torch.cat([torch.arange(5), torch.arange(4)])[None]
-    shared = module(torch.cat([first, second], 1), torch.arange(5, 8), second[0, 1:], positions)
-    torch.testing.assert_close(shared, alone)
-    assert prove_head(module, "cpu")
-    base = module.model.base_model
-    plain = base.forward
-    base.forward = lambda **named: plain(**{**named, "position_ids": None})
-    assert not prove_head(module, "cpu")
-
-
 def test_an_unknown_change_of_the_logits_is_found(folder: str):
     from transformers import AutoModelForCausalLM
 

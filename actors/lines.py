@@ -1,0 +1,121 @@
+"""How the sequences of a micro-batch lie in a model's input: end to end in one line, or padded in a line each."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfloop.actors.attention import NAME, Layout, states
+from selfloop.actors.examples import bounds_of, places_of, steps_of
+
+__all__ = ["Line", "end_to_end", "lies_flat", "padded_lines"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Sequences in a matrix. ids, positions: (lines, length). heads, tails: (sequences,) places of the first token of each
+    one's context and of what follows it, in the flattened matrix. starts: (sequences,) length of the context."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    heads: np.ndarray
+    tails: np.ndarray
+    starts: np.ndarray
+    layout: Layout | None = None
+
+    def place(self, sequence: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Where a token of a sequence is in the flattened matrix."""
+        start = self.starts[sequence]
+        return np.where(place < start, self.heads[sequence] + place, self.tails[sequence] + place - start)
+
+
+def padded_lines(tokens: np.ndarray, lengths: np.ndarray) -> Line:
+    """A line each, padded on the right, where causal attention never looks."""
+    shape = len(lengths), int(lengths.max(initial=2))
+    ids, starts = np.zeros(shape, np.int64), np.arange(shape[0]) * shape[1]
+    ids.reshape(-1)[np.repeat(starts, lengths) + steps_of(lengths)] = tokens
+    return Line(ids, np.tile(np.arange(shape[1]), (shape[0], 1)), starts, starts, np.zeros_like(starts))
+
+
+def end_to_end(
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    numbers: np.ndarray,
+    starts: np.ndarray,
+    device: str | torch.device,
+) -> Line:
+    """All in one line: every context once, then what follows each; or, if no context occurs twice, the sequences.
+
+    tokens: of all sequences, one after the other. lengths, numbers, starts: (sequences,) how long each is, which context it
+    stands under, and how long that is.
+    """
+    _, first, group = np.unique(numbers, return_index=True, return_inverse=True)
+    if len(first) == len(numbers):
+        first, starts = first[:0], np.zeros_like(starts)
+    heads, tails = starts[first], lengths - starts
+    head_at, tail_at = bounds_of(heads)[:-1], heads.sum() + bounds_of(tails)[:-1]
+    at = bounds_of(lengths)[:-1]
+    taken = np.concatenate([places_of(at[first], heads), places_of(at + starts, tails)])
+    positions = np.concatenate([steps_of(heads), places_of(starts, tails)])
+    head_of = head_at[group] if len(first) else np.zeros_like(starts)
+    layout = _layout(heads, tails, group if len(first) else None, starts, device)
+    return Line(tokens[taken][None], positions[None], head_of, tail_at, starts, layout)
+
+
+def _layout(
+    heads: np.ndarray,
+    tails: np.ndarray,
+    group: np.ndarray | None,
+    starts: np.ndarray,
+    device: str | torch.device,
+) -> Layout:
+    """The blocks that attention works on: each padded to its longest with the first token of the line."""
+    context, context_order = _block(heads, 0)
+    own, own_order = _block(tails, int(heads.sum()))
+    keys = own if group is None else np.concatenate([context[group], own], 1)
+    order = np.concatenate([context_order, context.size + own_order])
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Layout(None if group is None else put(context), put(own), put(keys), put(starts), put(order))
+
+
+def _block(lengths: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of pieces that lie end to end from `start`, (pieces, longest), and where each token is in that block."""
+    width = int(lengths.max(initial=1))
+    columns, at = np.arange(width), start + bounds_of(lengths)[:-1]
+    block = np.where(columns < lengths[:, None], at[:, None] + columns, 0)
+    return block, np.repeat(np.arange(len(lengths)) * width, lengths) + steps_of(lengths)
+
+
+def lies_flat(model: Any, device: str | torch.device) -> bool:
+    """Whether sequences that lie end to end, contexts shared or not, have the hidden states that each has alone. Not every
+    architecture's attention sees to it."""
+    if model.config._attn_implementation != NAME:
+        return False
+    tokens = np.arange(21) * 31 % min(model.config.get_text_config().vocab_size, 97)
+    lengths, starts = np.array([9, 7, 5]), np.array([5, 5, 3])
+    tokens[9:14] = tokens[:5]
+    ends = bounds_of(lengths)
+    limit = 1e-3 if model.dtype == torch.float32 else 0.1
+    try:
+        with torch.no_grad():
+            each = [
+                torch.from_numpy(tokens[low:high])[None].to(device) for low, high in itertools.pairwise(ends)
+            ]
+            alone = torch.cat([states(model, one) for one in each])
+            for numbers in ([0, 0, 1], [0, 1, 2]):
+                line = end_to_end(tokens, lengths, np.array(numbers), starts, device)
+                ids, positions = (torch.from_numpy(array).to(device) for array in (line.ids, line.positions))
+                places = line.place(np.repeat(np.arange(3), lengths), steps_of(lengths))
+                found = states(model, ids, positions, line.layout)[torch.from_numpy(places).to(device)]
+                if not bool((found - alone).abs().max() <= limit * max(1.0, float(alone.abs().max()))):
+                    return False
+    except TypeError:  # the layers do not hand the layout on
+        return False
+    return True
