@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
-from selfloop.workflows.errors import TrainerError
+from selfloop.workflows.errors import ObjectiveError, TrainerError
 from selfloop.workflows.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class TrainWork:
     reference: folder of the model that reference log-probs are of. optimizer: `continued` takes up the moments in
     `start_state`, which a train node with `continued` leaves there. out, state_out: folders to write. step_dir: where
     step checkpoints go, for replay after a death. frozen: folders of the teachers that an objective asks for. head: what
-    is made has a scalar head, the start's or, if that is a language model, a new one.
+    is made has a scalar head, the start's or, if that is a language model, a new one. node: how messages name the node.
     """
 
     role: str
@@ -82,6 +82,7 @@ class TrainWork:
     batch_size: int | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
     head: bool = False
+    node: str = "train"
 
 
 @dataclass(frozen=True)
@@ -132,20 +133,23 @@ class TrainerRank:
         """Train, save, and hold the new weights. Every rank calls it with the same work; the first one's result counts.
 
         Raises TrainerError if there is nothing to train on, if a loss or gradient is not finite, or if a rank died;
-        ObjectiveError, naming column and row, if the rows do not fit the objective.
+        ObjectiveError, naming node, column and row, if the rows do not fit the objective.
         """
         try:
             return self._train(work)
-        except RuntimeError as error:
+        except BaseException as error:
             self.held(work.head).drop_half_steps()
+            if isinstance(error, ObjectiveError):
+                raise ObjectiveError(
+                    f"node {work.node!r}, which makes {work.role}@{work.version}: {error}"
+                ) from error
+            if not isinstance(error, RuntimeError):
+                raise
             raise TrainerError(
                 f"training {work.role}@{work.version} broke on rank {self.ranks.rank} of {self.ranks.world}: {error}. "
                 "If a rank died or memory ran out, the step checkpoints are whole: start the ranks again (with a "
                 "smaller trainer.tokens_per_micro_batch if it was memory) and training goes on from the last of them"
             ) from error
-        except BaseException:
-            self.held(work.head).drop_half_steps()
-            raise
 
     def logprobs(
         self, folder: str | None, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]

@@ -1,6 +1,7 @@
-"""What one train call costs beside its optimizer steps, and the steps against a bare loop over the same tokens.
+"""What one train call costs beside its optimizer steps, and the steps against a bare loop over the same rows; and how much
+of what micro-batches compute is padding.
 
-    python -m tests.benchmarks.bench_trainer [--model FOLDER] [--rows 128] [--calls 5] [--zero 0]
+    python -m tests.benchmarks.bench_trainer [--model FOLDER] [--rows 128] [--group 8] [--calls 5] [--zero 0]
 
 Times are processor seconds of one thread, so that other work on the machine counts less.
 """
@@ -22,19 +23,20 @@ __all__ = ["bare_loop", "calls"]
 POCKET = str(Path(__file__).parents[2] / "workflows" / "pocket" / "base")
 
 
-def rows_for(count: int, vocabulary: int = 300) -> pa.Table:
-    """Responses of 8 to 40 tokens after prompts of 20 to 60."""
+def rows_for(count: int, group: int, vocabulary: int = 300) -> pa.Table:
+    """Responses of 8 to 40 tokens, `group` of them after each prompt of 20 to 60."""
     rng = np.random.default_rng(0)
     ids = pa.list_(pa.int32())
+    prompts = [rng.integers(5, vocabulary, rng.integers(20, 60)) for _ in range(0, count, group)]
     return pa.table({
-        "prompt_id": [f"p{row // 8:05d}" for row in range(count)], "sample": [row % 8 for row in range(count)],
-        "prompt_ids": pa.array([rng.integers(5, vocabulary, rng.integers(20, 60)) for _ in range(count)], ids),
+        "prompt_id": [f"p{row // group:05d}" for row in range(count)], "sample": [row % group for row in range(count)],
+        "prompt_ids": pa.array([prompts[row // group] for row in range(count)], ids),
         "response_ids": pa.array([rng.integers(5, vocabulary, rng.integers(8, 40)) for _ in range(count)], ids),
         "advantages": rng.normal(size=count),
     })  # fmt: skip
 
 
-def calls(model: str, rows: int, count: int, zero: int) -> dict[str, float]:
+def calls(model: str, rows: int, group: int, count: int, zero: int) -> dict[str, float]:
     """Mean seconds a call over `count` GRPO-like train calls that continue one another, the first left out."""
     from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainWork
     from selfloop.workflows.objectives.policy_gradient import GRPO
@@ -47,19 +49,19 @@ def calls(model: str, rows: int, count: int, zero: int) -> dict[str, float]:
         start, state = model, None
         for version in range(1, count + 2):
             place = Path(folder) / str(version)
-            work = TrainWork("policy", version, start, state, model, GRPO(), rows_for(rows), "continued",
+            work = TrainWork("policy", version, start, state, model, GRPO(), rows_for(rows, group), "continued",
                              str(place / "policy"), str(place / "state"), str(place / ".steps"))  # fmt: skip
             before = time.process_time()
             result = trainer.train(work)
             trainer.weights()
             spent.append({"call": time.process_time() - before, **result.metrics})
             start, state = work.out, work.state_out
-    for name in ("call", "prepare_s", "train_s", "save_s", "tokens_per_s", "padding"):
+    for name in ("call", "prepare_s", "train_s", "save_s", "tokens_per_s", "padding", "shared"):
         found[name] = float(np.mean([line[name] for line in spent[1:]]))
     return found
 
 
-def bare_loop(model: str, rows: int, micro: int = 32, repeats: int = 3) -> float:
+def bare_loop(model: str, rows: int, group: int, micro: int = 32, repeats: int = 3) -> float:
     """Seconds for the same rows with transformers and AdamW alone: padded batches sorted by length, two steps."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -67,7 +69,7 @@ def bare_loop(model: str, rows: int, micro: int = 32, repeats: int = 3) -> float
     torch.set_num_threads(1)
     net: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
-    table = rows_for(rows).to_pylist()
+    table = rows_for(rows, group).to_pylist()
     best = float("inf")
     for _ in range(repeats):
         began = time.process_time()
@@ -91,16 +93,38 @@ def bare_loop(model: str, rows: int, micro: int = 32, repeats: int = 3) -> float
     return best
 
 
+def padding(pairs: int = 256, budget: int = 8192) -> dict[str, float]:
+    """Share of padding in the micro-batches of pairs whose sides' lengths are skewed (log-normal, 2 to 1,500 tokens): end to
+    end, where architectures allow it, and in padded lines."""
+    from selfloop.actors.batching import Shapes, cut
+    from selfloop.actors.examples import sequences_view
+
+    rng = np.random.default_rng(0)
+    lengths = rng.lognormal(4.0, 1.0, (2, pairs)).astype(int).clip(2, 1500)
+    found: dict[str, float] = {}
+    for name, flat in (("end_to_end", True), ("padded_lines", False)):
+        views = {
+            side: sequences_view(
+                [[side, row] for row in range(pairs)], [[1] * size for size in lengths[side]]
+            )
+            for side in (0, 1)
+        }
+        shapes = Shapes({str(side): view for side, view in views.items()}, flat=flat)
+        cells = sum(shapes.cost(part) for part in cut(shapes, np.arange(pairs), budget))
+        found[name] = 1 - float(lengths.sum() + 4 * pairs) / cells
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--model", default=POCKET)
-    for name, value in (("rows", 128), ("calls", 5), ("zero", 0)):
+    for name, value in (("rows", 128), ("group", 8), ("calls", 5), ("zero", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     chosen = parser.parse_args()
-    found = calls(chosen.model, chosen.rows, chosen.calls, chosen.zero)
-    found["bare"] = bare_loop(chosen.model, chosen.rows)
+    found = calls(chosen.model, chosen.rows, chosen.group, chosen.calls, chosen.zero)
+    found["bare"] = bare_loop(chosen.model, chosen.rows, chosen.group)
     found["call_over_bare"] = found["call"] / found["bare"]
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found | {"padding_of_skewed_pairs": padding()}, indent=1))
 
 
 if __name__ == "__main__":

@@ -315,7 +315,10 @@ class Breaks(Likelihood):
 
 def test_what_an_objective_refuses_is_named_by_its_row(trainer: TrainerRank, start: str, tmp_path: Path):
     rows = response_rows(8, weight=[1.0] * 6 + [3.0, 1.0])
-    with pytest.raises(ObjectiveError, match=r"over 2\. The row is prompt_id 'p001', sample 2"):
+    with pytest.raises(
+        ObjectiveError,
+        match=r"node 'train', which makes policy@1: .* over 2\. The row is prompt_id 'p001', sample 2",
+    ):
         trainer.train(work_of(tmp_path, start, Refuses(), rows))
     with pytest.raises(TrainerError, match="the objective Breaks raised KeyError"):
         trainer.train(work_of(tmp_path, start, Breaks(), rows))

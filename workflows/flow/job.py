@@ -146,6 +146,7 @@ class Job:
         start, made = self.place(training.start), self.made_folder(node, graph)
         return {
             "role": training.role,
+            "node": node.name,
             "version": graph.iteration,
             "start": start.folder,
             "start_state": start.state,
