@@ -1,8 +1,8 @@
 """Attention over sequences that lie end to end in one line, a context that several of them share standing there once.
 
 All layers but attention see the line as it is: no padding, and a prompt with eight answers costs one prompt. Attention
-takes the line apart: contexts among themselves, then every answer over its context and itself. The architecture stays
-transformers' own; this is registered there as one of its attention functions.
+takes the line apart into pieces of like length: contexts, each over itself, and answers, each over its context and itself.
+The architecture stays transformers' own; this is registered there as one of its attention functions.
 """
 
 from __future__ import annotations
@@ -13,57 +13,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["NAME", "Layout", "states", "use"]
+__all__ = ["NAME", "Block", "Layout", "states", "use"]
 
 NAME = "selfloop"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where things are in a line of T tokens. Blocks are padded with any place, which the masks leave out.
+class Block:
+    """Pieces of the line that attention treats as one batch, padded with any place, which the mask leaves out.
 
-    heads: (contexts, C) places of each shared context; None if nothing is shared, then tails are whole sequences. tails:
-    (sequences, A) places of what follows the context. keys: (sequences, C + A) of what each tail looks at. starts:
-    (sequences,) length of each one's context. order: (T,) where each token is in the blocks, heads before tails.
+    queries: (pieces, A) places. keys: (pieces, C + A) places of the context and of the piece itself. starts: (pieces,)
+    tokens of each one's context.
     """
 
-    heads: Tensor | None
-    tails: Tensor
+    queries: Tensor
     keys: Tensor
     starts: Tensor
-    order: Tensor
-    masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> tuple[Tensor | None, Tensor | None]:
-        """(1, 1, C, C) of the heads and (sequences, 1, A, C + A) of the tails, true where a token looks; None: wherever
-        causality lets it. window: how many tokens a layer looks back, its own included; None: all."""
+    def mask(self, window: int | None) -> Tensor | None:
+        """(pieces, 1, A, C + A), true where a token looks; None: at all of its piece before it. window: how many tokens a
+        layer looks back, its own included; None: all."""
         if window not in self.masks:
-            heads = 0 if self.heads is None else self.heads.shape[1]
-            self.masks[window] = (_causal(heads, window, self.order.device), self._tails(heads, window))
+            self.masks[window] = self._mask(window)
         return self.masks[window]
 
-    def _tails(self, heads: int, window: int | None) -> Tensor | None:
-        size, device = self.tails.shape[1], self.order.device
-        if not heads:
-            return _causal(size, window, device)
-        context, own = torch.arange(heads, device=device), torch.arange(size, device=device)
+    def _mask(self, window: int | None) -> Tensor | None:
+        size = self.queries.shape[1]
+        context = self.keys.shape[1] - size
+        if not context and (window is None or window >= size):
+            return None
+        before, own = (torch.arange(width, device=self.keys.device) for width in (context, size))
         starts = self.starts[:, None]
-        places = torch.cat([context.expand(len(starts), -1), starts + own], 1)[
-            :, None, :
-        ]  # of the keys, in sequences
+        places = torch.cat([before.expand(len(starts), -1), starts + own], 1)[
+            :, None
+        ]  # of the keys in their sequences
         asking = (starts + own)[:, :, None]
-        there = torch.cat([context < starts, own.expand(len(starts), -1) >= 0], 1)[:, None, :]
+        there = torch.cat([before < starts, (own >= 0).expand(len(starts), -1)], 1)[:, None]
         seen = there & (places <= asking)
         return (seen if window is None else seen & (asking - places < window))[:, None]
 
 
-def _causal(size: int, window: int | None, device: torch.device) -> Tensor | None:
-    """The mask of a window that is shorter than the sequences."""
-    if window is None or window >= size:
-        return None
-    places = torch.arange(size, device=device)
-    back = places[:, None] - places
-    return ((back >= 0) & (back < window))[None, None]
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of a line of T tokens, and `order`: (T,) where each token is among all cells of the blocks."""
+
+    blocks: tuple[Block, ...]
+    order: Tensor
 
 
 def attention(
@@ -77,14 +73,10 @@ def attention(
         return plain(module, query, key, value, attention_mask, **kwargs)
     if getattr(module.config, "sliding_window", None) and "sliding_window" not in kwargs:
         raise TypeError(f"{type(module).__name__} does not tell its attention how far it looks back")
-    of_heads, of_tails = layout.mask(kwargs.pop("sliding_window", None))
-
-    def block(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        taken = (_take(query, queries), _take(key, keys), _take(value, keys))
-        return plain(module, *taken, mask, **kwargs)[0].flatten(0, 1)
-
-    parts = [] if layout.heads is None else [block(layout.heads, layout.heads, of_heads)]
-    parts.append(block(layout.tails, layout.keys, of_tails))
+    window, parts = kwargs.pop("sliding_window", None), list[Tensor]()
+    for block in layout.blocks:
+        taken = _take(query, block.queries), _take(key, block.keys), _take(value, block.keys)
+        parts.append(plain(module, *taken, block.mask(window), **kwargs)[0].flatten(0, 1))
     return torch.cat(parts).index_select(0, layout.order)[None], None
 
 

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfloop.actors.attention import NAME, Layout, states
+from selfloop.actors.attention import NAME, Block, Layout, states
 from selfloop.actors.examples import bounds_of, places_of, steps_of
 
 __all__ = ["Line", "end_to_end", "lies_flat", "padded_lines"]
+
+SHORT, LIKE = 16, 1.6
+"""Pieces are one batch of attention if both are this short, or one at most so many times as long as the other."""
 
 
 @dataclass(frozen=True)
@@ -62,35 +65,43 @@ def end_to_end(
     taken = np.concatenate([places_of(at[first], heads), places_of(at + starts, tails)])
     positions = np.concatenate([steps_of(heads), places_of(starts, tails)])
     head_of = head_at[group] if len(first) else np.zeros_like(starts)
-    layout = _layout(heads, tails, group if len(first) else None, starts, device)
+    own = np.concatenate([np.zeros_like(heads), starts])
+    over = np.concatenate([np.zeros_like(heads), head_of])
+    layout = _layout(np.concatenate([heads, tails]), np.concatenate([head_at, tail_at]), own, over, device)
     return Line(tokens[taken][None], positions[None], head_of, tail_at, starts, layout)
 
 
 def _layout(
-    heads: np.ndarray,
-    tails: np.ndarray,
-    group: np.ndarray | None,
-    starts: np.ndarray,
-    device: str | torch.device,
+    lengths: np.ndarray, at: np.ndarray, contexts: np.ndarray, over: np.ndarray, device: str | torch.device
 ) -> Layout:
-    """The blocks that attention works on: each padded to its longest with the first token of the line."""
-    context, context_order = _block(heads, 0)
-    own, own_order = _block(tails, int(heads.sum()))
-    keys = own if group is None else np.concatenate([context[group], own], 1)
-    order = np.concatenate([context_order, context.size + own_order])
+    """Blocks of pieces of like length under contexts of like length. lengths, at: (pieces,) tokens, and the place of the first
+    one. contexts, over: the same of what each piece stands under."""
 
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
-    return Layout(None if group is None else put(context), put(own), put(keys), put(starts), put(order))
+    kinds = np.stack([_kind(lengths), _kind(contexts)])
+    order, blocks, done = np.empty(lengths.sum(), np.int64), list[Block](), 0
+    for kind in np.unique(kinds[:, lengths > 0], axis=1).T:
+        some = np.flatnonzero((kinds == kind[:, None]).all(0) & (lengths > 0))
+        piece, context = _spread(at[some], lengths[some]), _spread(over[some], contexts[some])
+        blocks.append(Block(put(piece), put(np.concatenate([context, piece], 1)), put(contexts[some])))
+        cells = done + np.arange(len(some)) * piece.shape[1]
+        order[places_of(at[some], lengths[some])] = places_of(cells, lengths[some])
+        done += piece.size
+    return Layout(tuple(blocks), put(order))
 
 
-def _block(lengths: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of pieces that lie end to end from `start`, (pieces, longest), and where each token is in that block."""
-    width = int(lengths.max(initial=1))
-    columns, at = np.arange(width), start + bounds_of(lengths)[:-1]
-    block = np.where(columns < lengths[:, None], at[:, None] + columns, 0)
-    return block, np.repeat(np.arange(len(lengths)) * width, lengths) + steps_of(lengths)
+def _kind(lengths: np.ndarray) -> np.ndarray:
+    """A number for each length; equal ones differ by less than LIKE, or are at most SHORT tokens. 0 is 0."""
+    steps = np.log(np.maximum(lengths, SHORT) / SHORT) / np.log(LIKE)
+    return np.where(lengths > 0, 1 + np.ceil(steps - 1e-9), 0).astype(np.int64)
+
+
+def _spread(at: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(pieces, longest) places of pieces that begin at `at`; the first place of the line where a piece has ended."""
+    columns = np.arange(lengths.max(initial=0))
+    return np.where(columns < lengths[:, None], at[:, None] + columns, 0)
 
 
 def lies_flat(model: Any, device: str | torch.device) -> bool:

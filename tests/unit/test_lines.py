@@ -68,6 +68,24 @@ def test_a_line_of_sequences_is_each_of_them_alone(kind: str, contexts: list[int
         torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
 
 
+def test_pieces_of_unlike_length_are_not_padded_to_each_other():
+    rng = np.random.default_rng(0)
+    lengths = rng.lognormal(4.5, 1.2, 200).astype(int).clip(4, 4000)
+    numbers = rng.integers(0, 60, 200)
+    starts = rng.lognormal(3.5, 1.2, 60).astype(int).clip(2, 2000)[numbers]
+    line = end_to_end(np.zeros((lengths + starts).sum(), np.int64), lengths + starts, numbers, starts, "cpu")
+    assert line.layout is not None
+    cells = sum(block.queries.numel() for block in line.layout.blocks)
+    assert cells < 1.6 * line.ids.size
+    pairs = sum(block.queries.shape[1] * block.keys.numel() for block in line.layout.blocks)
+    needed = (lengths * (lengths + starts)).sum() + (
+        starts[np.unique(numbers, return_index=True)[1]] ** 2
+    ).sum()
+    assert pairs < 1.6**2 * needed + 32 * 32 * 260
+    assert len(line.layout.blocks) <= 80
+    assert len(set(line.layout.order.tolist())) == line.ids.size
+
+
 def test_gradients_are_those_of_the_sequences_alone():
     model = model_of("Qwen2", {}).double()
     use(model)
