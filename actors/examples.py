@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from selfloop.workflows.errors import ObjectiveError, TrainerError
 from selfloop.workflows.objectives.base import Objective
-from selfloop.workflows.objectives.columns import OF_RESPONSE, ROW_READS, canonical
+from selfloop.workflows.objectives.columns import OF_RESPONSE, ROW_READS, canonical, needed_columns
 
 __all__ = ["Examples", "View", "examples_of", "sequences_view"]
 
@@ -95,7 +95,8 @@ def row_name(table: pa.Table, row: int) -> str:
 
 
 def examples_of(table: pa.Table, objective: Objective) -> Examples:
-    """The rows, in order of (prompt_id, sample), as arrays. Raises ObjectiveError naming the column and the row of
+    """The rows, in order of (prompt_id, sample), as arrays. Candidates that come with scores alone are ranked by them, so that
+    absent ones are known by their rank. Raises ObjectiveError naming the column and the row of
     what the objective cannot take, TrainerError if there is no row."""
     rows = table.num_rows
     if "status" in table.column_names:
@@ -117,15 +118,17 @@ def examples_of(table: pa.Table, objective: Objective) -> Examples:
     for view, reads in objective.reads.items():
         for read in reads:
             _add_values(examples, view, read, who)
-    for name in dict.fromkeys([*objective.columns, *objective.optional]):
+    needed = needed_columns(objective, table.column_names)
+    for name in dict.fromkeys([*needed, *objective.optional]):
         view, _, read = canonical(name).rpartition(".")
         if view in examples.views and read not in ROW_READS:
-            if name in objective.columns or not _has_gaps(examples.table, view, read):
+            if name in needed or not _has_gaps(examples.table, view, read):
                 _add_values(examples, view, read, who)
-        elif name in table.column_names and (
-            name in objective.columns or table[name].null_count < table.num_rows
-        ):
+        elif name in table.column_names and (name in needed or table[name].null_count < table.num_rows):
             _add_column(examples, name, who)
+    scores = examples.columns.get("scores")
+    if isinstance(scores, list) and "rank" not in examples.columns:
+        examples.columns["rank"] = [(row[None] > row[:, None]).sum(1).astype(np.float64) for row in scores]
     return examples
 
 
@@ -174,7 +177,8 @@ def _refuse_missing(table: pa.Table, objective: Objective) -> None:
         for read in reads:
             if not computed(read) and value_source(table, view, read) is None:
                 missing.append(f"{view}_{read}")
-    missing += [name for name in objective.columns if name not in table.column_names and "." not in name]
+    needed = needed_columns(objective, table.column_names)
+    missing += [name for name in needed if name not in table.column_names and "." not in name]
     if missing:
         raise ObjectiveError(
             f"{type(objective).__name__}: the rows lack {', '.join(dict.fromkeys(missing))}. They have "

@@ -10,8 +10,11 @@ import torch
 from selfloop.actors.batching import Plan, Shapes, columns_of, cut, deal, micro_of
 from selfloop.actors.examples import examples_of, sequences_view
 from selfloop.workflows.errors import ObjectiveError, TrainerError
+from selfloop.workflows.objectives.base import Objective
 from selfloop.workflows.objectives.dpo import DPO
 from selfloop.workflows.objectives.policy_gradient import GRPO
+from selfloop.workflows.objectives.ranking import AFT, PRO
+from selfloop.workflows.objectives.reward_model import BradleyTerryRanking
 from selfloop.workflows.objectives.sft import SFT
 from tests.unit.trainer_rows import IDS, Likelihood, pair_rows, response_rows
 
@@ -229,8 +232,6 @@ def test_a_context_of_its_own_replaces_the_prompt():
 
 
 def test_a_ranked_view_has_k_sequences_a_row():
-    from selfloop.workflows.objectives.ranking import PRO
-
     ranked = pa.array([[[1, 2], [3]], [[4], [5, 6, 7], [8]]], pa.list_(IDS))
     table = pa.table({"prompt_id": ["a", "b"], "sample": [0, 0], "prompt_ids": pa.array([[9], [9, 9]], IDS),
                       "ranked_ids": ranked, "rank": pa.array([[1, 0], [0, 1, 2]]),
@@ -240,6 +241,33 @@ def test_a_ranked_view_has_k_sequences_a_row():
     assert micro.input_ids.shape == (5, 5)
     assert micro.masks["ranked"].tolist()[1] == [[1, 1, 0], [1, 0, 0], [0, 0, 0]]
     assert columns_of(examples, micro)["rank"].tolist() == [[0, 1, 2], [1, 0, -1]]
+
+
+def candidates(*names: str) -> pa.Table:
+    """Two, then four candidates, best last; the columns `rank` and `scores` if named."""
+    ids = pa.array([[[1], [2, 3]], [[4], [5], [6], [7, 8]]], pa.list_(IDS))
+    table = pa.table({"prompt_id": ["a", "b"], "prompt_ids": pa.array([[9], [9, 9]], IDS), "ranked_ids": ids})
+    columns = {"rank": [[1, 0], [3, 2, 1, 0]], "scores": [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0]]}
+    for name in names:
+        table = table.append_column(name, pa.array(columns[name]))
+    return table
+
+
+@pytest.mark.parametrize("objective", [AFT(), BradleyTerryRanking(), PRO()])
+def test_ranks_and_scores_stand_in_for_each_other(objective: Objective):
+    """Absent candidates are in no pair, whichever of the two columns the rows have."""
+    for name in ("rank", "scores"):
+        examples = examples_of(candidates(name), objective)
+        batch = columns_of(examples, micro_of(examples.views, np.array([0, 1])))
+        assert batch["rank"].tolist() == [[1, 0, -1, -1], [3, 2, 1, 0]]
+        shape = batch["ranked.mask"].shape
+        reads = {"rewards": torch.arange(8.0).reshape(2, 4), "logprobs": -batch["ranked.mask"]}
+        given = {f"ranked.{read}": reads[read] for read in objective.reads["ranked"]}
+        together = objective({**batch, **given})
+        assert shape[:2] == (2, 4)
+        alone = objective({column: value[:1, :2] for column, value in {**batch, **given}.items()})
+        first = next(iter(together.terms))
+        assert float(together.terms[first].values[0]) == pytest.approx(float(alone.terms[first].values[0]))
 
 
 def replaced(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

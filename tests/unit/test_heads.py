@@ -182,7 +182,9 @@ def test_a_step_is_that_of_a_plain_loop(trainer: TrainerRank, reward: str, tmp_p
     made = load_file(Path(work.out) / "model.safetensors")
     for name, param in model.named_parameters():
         assert param.grad is not None
-        known = param.grad.abs() > 1e-6  # Adam makes noise of what is exactly zero, like the gradient of keys' biases
+        known = (
+            param.grad.abs() > 1e-6
+        )  # Adam makes noise of what is exactly zero, like the gradient of keys' biases
         torch.testing.assert_close(made[name][known], param.data[known], atol=2e-5, rtol=1e-4)
 
 

@@ -80,6 +80,15 @@ def test_kto_one_label_only(label: int) -> None:
     assert 0 < total(KTO(), binary([0.5, 0.2, -0.1], [label] * 3)) < 1
 
 
+@pytest.mark.parametrize(
+    ("labels", "undesirable", "loss"),
+    [([1, 1], 1.0, 0.425557), ([1, 0], 1.0, 0.5), ([1, 1, 0], 2.0, 0.666667)],
+)
+def test_kto_mean_runs_over_all_rows(labels: list[int], undesirable: float, loss: float) -> None:
+    batch = binary([1.0] * len(labels), labels, [0.4] * len(labels))
+    assert total(KTO(beta=0.5, undesirable_weight=undesirable), batch) == about(loss)
+
+
 def test_kto_doubling_w_u_doubles_the_label_0_part() -> None:
     batch = binary([0.5, 0.2, -0.1], [1, 0, 0])
     once, twice = KTO()(batch).terms["value"].values, KTO(undesirable_weight=2)(batch).terms["value"].values

@@ -146,6 +146,45 @@ def test_aft_scores_stand_in_for_ranks() -> None:
 def test_aft_assessment_accuracy() -> None:
     assert PLAIN(FOUR).logs["assessment_accuracy"].tolist() == [0.5]
     assert DETACHED(ranked(-0.5, -0.3, rank=[0, 0])).logs["assessment_accuracy"].tolist() == [0]
+    three = {  # two pairs, one of them right, then none, then one right pair
+        "ranked.logprobs": torch.tensor([[-0.5, -0.3, -0.6], [-0.5, -0.3, -0.1], [-0.2, -0.3, -1.0]])[
+            ..., None
+        ],
+        "rank": torch.tensor([[0, 1, 1], [1, 1, 1], [0, 1, -1]]),
+    }
+    shares = DETACHED({**three, "ranked.mask": torch.ones(3, 3, 1)}).logs["assessment_accuracy"]
+    assert float(shares.mean()) == about(2 / 3)
+
+
+def test_aft_without_a_right_candidate_there_is_no_reference_solution() -> None:
+    wrong = ranked(-0.5, -0.3, rank=[1, 1])
+    assert total(AFT(), wrong) == 0
+    assert not gradients(AFT(), wrong, "ranked.logprobs")[0].any()
+
+
+@pytest.mark.parametrize(("objective", "blows_up"), [(0, True), (1, False)])
+def test_aft_the_unconstrained_loss_alone_forgets_right_chains(objective: int, blows_up: bool) -> None:
+    """Wrong chains that repeat a word of the right one take it down; detached ones let it rise, and the accuracy too."""
+    logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    optimizer, accuracies, loss = (
+        torch.optim.SGD([logits], lr=0.5),
+        list[float](),
+        (PLAIN, DETACHED)[objective],
+    )
+    for _ in range(500):
+        p = logits.log_softmax(-1)
+        chains = torch.zeros(1, 2, 5).double()
+        chains[0, 0, :2] = torch.stack([p[0], p[1]])
+        chains[0, 1] = torch.stack([p[0], p[0], p[0], p[0], p[2]])
+        mask = torch.tensor([[[1.0, 1, 0, 0, 0], [1, 1, 1, 1, 1]]]).double()
+        found = loss({"ranked.logprobs": chains, "ranked.mask": mask, "rank": torch.tensor([[0, 1]])})
+        accuracies.append(float(found.logs["assessment_accuracy"].mean()))
+        optimizer.zero_grad()
+        found.total().backward()
+        optimizer.step()
+    right = float(logits.detach().log_softmax(-1)[:2].mean())
+    assert blows_up or (accuracies[0], accuracies[-1]) == (0, 1)
+    assert (right < math.log(1 / 4)) is blows_up
 
 
 def test_aft_nll_is_of_the_first_best_candidate() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfloop.workflows.evaluation.metrics import kendall
 from selfloop.workflows.objectives import (
     CREAM,
     DNO,
@@ -119,6 +120,18 @@ def test_irpo_nll_is_a_mean_while_d_is_a_sum() -> None:
     assert torch.allclose(twice["preference"].sum(), IRPO(beta=0.2)(batch).terms["preference"].sum())
 
 
+@pytest.mark.parametrize(("alpha", "rises"), [(0.0, False), (1.0, True)])
+def test_irpo_the_first_step_takes_the_chosen_answer_down_without_the_nll(alpha: float, rises: bool) -> None:
+    """The rejected answer says four times what the chosen one says once."""
+    logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    p = logits.log_softmax(-1)
+    sides = [torch.stack([p[token] for token in tokens])[None] for tokens in ((0, 1), (0, 0, 0, 0, 2))]
+    IRPO(nll_coefficient=alpha)(pair(*sides, *(side.detach() for side in sides))).total().backward()
+    assert logits.grad is not None
+    after = (logits - logits.grad).log_softmax(-1)
+    assert bool(after[0] + after[1] > p[0] + p[1]) is rises
+
+
 def test_irpo_nll_keeps_the_chosen_logprobs_up() -> None:
     """The paper's diagnostic, on a model whose chosen and rejected answers share a token."""
 
@@ -196,6 +209,25 @@ def test_dno_exact_with_a_huge_margin_is_dpo() -> None:
     assert _exact(0.8, 50.0) == about(total(DPO(beta=1), sums(0.8, 0)), 1e-12)
 
 
+def test_dno_practical_is_dpo() -> None:
+    batch = random_batch(DPO(), seed=4)
+    assert total(DNO(), batch) == total(DPO(), batch)
+    assert total(DNO(), sums(4, -6)) == about(0.313262)
+
+
+def test_dno_exact_gradient_is_0_where_the_margin_says() -> None:
+    batch = sums(0.5, 0) | {"margin": one(0.5)[0]}
+    assert float(gradients(DNO(form="exact", beta=1), batch, "chosen.logprobs")[0]) == about(0)
+
+
+@pytest.mark.parametrize("soft", [{"kind": CREAM}, {"kind": DNO, "form": "exact"}])
+def test_soft_labels_are_not_smoothed_again(soft: dict[str, object]) -> None:
+    kind = soft.pop("kind")
+    assert kind in (CREAM, DNO)
+    with pytest.raises(ValueError, match="soft already"):
+        (CREAM if kind is CREAM else DNO).model_validate({**soft, "label_smoothing": 0.1})
+
+
 def test_dno_first_step_ln2() -> None:
     assert total(DNO(), pair(one(-1, -2), one(-3), one(-1, -2), one(-3))) == about(LOG2)
 
@@ -247,8 +279,16 @@ def _cream(z: float, c: float) -> float:
     return total(CREAM(beta=1), sums(z, 0) | {"label": one(c)[0]})
 
 
+def test_cream_agreement_of_rankings() -> None:
+    assert [kendall([1, 2, 3, 4], other) for other in ([1, 3, 2, 4], [4, 3, 2, 1], [1, 2, 3, 4])] == [
+        about(2 / 3),
+        about(-1),
+        about(1),
+    ]
+
+
 def test_cream_values() -> None:
-    c = (4 / 6 + 1) / 2  # tau = (5 - 1) / 6
+    c = (kendall([1, 2, 3, 4], [1, 3, 2, 4]) + 1) / 2
     assert c == about(0.8333, 1e-4) and math.log(c / (1 - c)) == about(math.log(5), 1e-12)
     assert _cream(0, c) == about(0.6931, 1e-4) and _cream(math.log(5), c) == about(0.4506, 1e-4)
 

@@ -205,6 +205,14 @@ def test_cpo_nll_pulls_where_the_preference_is_saturated() -> None:
     assert slope.tolist() == [[about(-0.5), about(-0.5)]]
 
 
+def test_cpo_nll_is_a_mean_over_all_tokens() -> None:
+    chosen = torch.tensor([[-1.0, 0, 0], [-1.0, -1.0, -1.0]]).double()
+    batch = pair(chosen, torch.full((2, 1), -5000.0).double())
+    batch["chosen.mask"] = torch.tensor([[1.0, 0, 0], [1.0, 1.0, 1.0]]).double()
+    (slope,) = gradients(CPO(), batch, "chosen.logprobs")
+    assert slope[batch["chosen.mask"] > 0].tolist() == [about(-0.25)] * 4
+
+
 def test_cpo_reads_no_reference() -> None:
     assert not CPO().needs_reference
 
@@ -260,6 +268,14 @@ def test_orpo_gradient_signs() -> None:
         assert (chosen[batch["chosen.mask"] > 0] < 0).all() and (
             rejected[batch["rejected.mask"] > 0] > 0
         ).all()
+
+
+@pytest.mark.parametrize("logprob", [-1e-7, -1e-9, 0.0])
+def test_orpo_gradient_signs_hold_for_sure_tokens(logprob: float) -> None:
+    chosen, rejected = gradients(
+        ORPO(), pair(one(logprob), one(logprob)), "chosen.logprobs", "rejected.logprobs"
+    )
+    assert float(chosen) < 0 < float(rejected)
 
 
 def test_log1mexp_is_accurate_at_both_ends() -> None:

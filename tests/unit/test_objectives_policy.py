@@ -115,6 +115,7 @@ def test_grpo_length_penalty(length: int, penalty: float) -> None:
 @pytest.mark.parametrize(("gap", "k3"), [(0.5, 0.1487), (-0.5, 0.1065), (0.0, 0.0)])
 def test_grpo_k3(gap: float, k3: float) -> None:
     assert float(kl_estimate(one(-1.0), one(-1.0 + gap))) == about(k3, 5e-5)
+    assert float(kl_estimate(one(-1.0), one(-1.0 + gap), "k2")) == about(gap**2 / 2)
     batch = token(1, 0) | {"response.reference_logprobs": one(-0.5 + gap)}
     assert total(GRPO(beta=2.0), batch) == about(2 * k3, 1e-4)
 

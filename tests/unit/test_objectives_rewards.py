@@ -162,6 +162,25 @@ def test_more_parallel_and_identical_gradients() -> None:
     assert float(same.sum()) == about(1) and (same >= 0).all()
 
 
+def test_more_identical_tasks_give_the_plain_mean() -> None:
+    once = random_batch(BradleyTerry(), seed=3)
+    once |= {
+        f"{side}.hidden": torch.randn(len(once["chosen.rewards"]), 4).double()
+        for side in ("chosen", "rejected")
+    }
+    batch = {name: torch.cat([column, column]) for name, column in once.items()}
+    batch["group"] = torch.tensor([0.0, 1.0]).repeat_interleave(len(once["chosen.rewards"]))
+    assert total(MORE(), batch) == about(total(BradleyTerry(), once))
+
+
+def test_more_unit_gradients_have_a_common_descent_direction() -> None:
+    for seed in range(10):
+        g = torch.randn(3, 6, generator=torch.Generator().manual_seed(seed)).double()
+        unit = g / g.norm(dim=-1, keepdim=True)
+        mix = min_norm(g) @ unit
+        assert (unit @ mix >= mix @ mix - 1e-9).all()
+
+
 @pytest.mark.parametrize("tasks", [2, 3, 5])
 def test_more_a_common_descent_direction(tasks: int) -> None:
     for seed in range(10):

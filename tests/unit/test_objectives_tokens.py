@@ -146,6 +146,19 @@ def test_cut_with_a_negative_the_code_halves_the_paper_s_sum() -> None:
     assert total(CUT(), batch) == about(total(CUT(form="paper"), batch) / 2)
 
 
+def test_cut_divides_each_part_by_its_own_tokens() -> None:
+    good, bad = cut([0.2, 0.5, 0.7], [0.2, 0.5, 0.7], 1), cut([0.2], [0.4], 0)
+    batch = {
+        name: torch.cat([torch.nn.functional.pad(column, (0, 3 - column.shape[-1])) if column.dim() == 2 else column
+                         for column in (good[name], bad[name])]) for name in good
+    }  # fmt: skip
+    terms = CUT()(batch).terms
+    everything = -sum(math.log(p) for p in (0.2, 0.5, 0.7, 0.4))  # the bad one under its judgment
+    assert float(terms["contrast"].count()) == 1 and float(terms["likelihood"].count()) == 4
+    assert total(CUT(form="paper"), batch) == about(2 * total(CUT(), batch))
+    assert float(terms["likelihood"].sum()) == about(everything / 2)
+
+
 def test_cut_views_must_hold_the_same_tokens() -> None:
     batch = cut([0.2, 0.5], [0.4, 0.5], 0)
     with pytest.raises(ObjectiveError, match=r"'judged.mask', row 0"):
@@ -387,9 +400,21 @@ def test_control_llm_slerp_keeps_the_norm() -> None:
 
 def test_control_llm_values() -> None:
     frozen, trained = torch.tensor([[2.0]]), torch.tensor([[4.0]])
-    assert interpolate(frozen, trained, 0.5).tolist() == [[3.0]] and divergence(frozen, trained).tolist() == [
-        4.0
-    ]
+    assert interpolate(frozen, trained, 0.5).tolist() == [[3.0]]
+    wide = divergence(frozen.expand(1, 3), trained.expand(1, 3))
+    assert wide.tolist() == [4.0]  # a mean over dimensions, not a sum
+
+
+def test_control_llm_slerp_turns_from_the_frozen_to_the_trained_state() -> None:
+    turned = interpolate(one(1, 0), one(0, 1), 0.3, "slerp")
+    assert turned[0].tolist() == [about(0.891007), about(0.453990)]
+
+
+@pytest.mark.parametrize(
+    ("trained", "margin", "value"), [((0, 1), 0.0, 0.5), ((-1, 0), 0.0, 1.5), ((0, 1), 0.2, 0.32)]
+)
+def test_control_llm_cosine_divergence(trained: tuple[int, int], margin: float, value: float) -> None:
+    assert divergence(one(1, 0), one(*trained), "cosine", margin).tolist() == [about(value)]
 
 
 def test_control_llm_alpha_0_leaves_the_task_loss() -> None:

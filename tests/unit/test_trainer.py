@@ -22,7 +22,9 @@ from selfloop.workflows.errors import ObjectiveError, TrainerError
 from selfloop.workflows.objectives.base import Batch, Loss, Term
 from selfloop.workflows.objectives.binary import BCO, KTO
 from selfloop.workflows.objectives.dpo import DPO
+from selfloop.workflows.objectives.odds import ORPO
 from selfloop.workflows.objectives.policy_gradient import GRPO
+from selfloop.workflows.objectives.reference_free import CPO, SimPO
 from selfloop.workflows.objectives.sft import SFT
 from tests.unit.trainer_rows import (
     IDS,
@@ -223,6 +225,34 @@ def test_running_state_continues_with_the_optimizer(trainer: TrainerRank, start:
     state = json.loads((tmp_path / "1/policy-state/state.json").read_text())
     assert state["objective"] == "Shifted"
     assert math.isfinite(state["objective_state"]["state_mean"][1])
+
+
+def test_bco_goes_on_with_its_shift(trainer: TrainerRank, start: str, tmp_path: Path):
+    rows = response_rows(8)
+    counts: list[float] = []
+    folder, state = start, None
+    for version in (1, 2):
+        work = work_of(tmp_path / str(version), folder, BCO(), rows, optimizer="continued", version=version,
+                       reference=start, start_state=state)  # fmt: skip
+        trainer.train(work)
+        folder, state = work.out, work.state_out
+        assert state is not None
+        about = json.loads((Path(state) / "state.json").read_text())
+        counts.append(about["objective_state"]["state_count"][1])
+    assert counts == [8.0, 16.0]
+
+
+@pytest.mark.parametrize("objective", [SimPO(), CPO(), ORPO()])
+def test_no_reference_is_read_by_those_that_need_none(
+    trainer: TrainerRank, start: str, other: str, tmp_path: Path, objective: Any
+):
+    curves = [
+        trainer.train(
+            work_of(tmp_path / str(place), start, objective, pair_rows(), reference=reference)
+        ).curve
+        for place, reference in enumerate((None, start, other))
+    ]
+    assert curves[0] == curves[1] == curves[2]
 
 
 @pytest.mark.parametrize("objective", [Shifted(), GRPO(beta=0.1), DPO()])

@@ -23,7 +23,8 @@ class OwnMetrics(BaseModel):
     """`test_NAME` of the new policy and `test_initial_NAME` of the initial one, for `stream.report`.
 
     Rows have, for each view, its log-probs under both as VIEW_policy and VIEW_initial. Loss and rewards are the objective's
-    own, over all rows as one batch; where it reads a reference, that is the initial policy, whose own rewards are then 0.
+    own, over all rows as one batch; where it reads a reference, that is the initial policy, whose own rewards are then 0. What an
+    objective finds over a step (BCO's shift) is found over these rows.
     accuracy: share of pairs whose chosen side has the higher reward, ties count half. separation, auc: of the rewards of
     label 1 and 0.
     """
@@ -43,7 +44,10 @@ class OwnMetrics(BaseModel):
         """Of one model."""
         loss = self.objective(self.batch(rows, who))
         logs = {name: values.double().numpy() for name, values in loss.logs.items()}
-        found = {"loss": float(loss.total()), **{name: float(values.mean()) for name, values in logs.items()}}
+        found = {
+            "loss": float(loss.total()),
+            **{name: float(values.mean()) for name, values in logs.items() if values.size},
+        }
         if {"chosen_reward", "rejected_reward"} <= set(logs):
             lead = np.sign(logs["chosen_reward"] - logs["rejected_reward"])
             found["accuracy"] = float((lead + 1).mean() / 2)

@@ -10,6 +10,7 @@ from selfloop.workflows.flow.measure import Measure
 from selfloop.workflows.flow.ops import Save, Source, Summary
 from selfloop.workflows.flow.plan import Planner
 from selfloop.workflows.flow.provenance import made_before
+from selfloop.workflows.objectives.columns import needed_columns
 
 __all__ = ["lint", "lint_graph"]
 
@@ -80,7 +81,7 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
                 else "sample(…) makes responses"
             )
             yield f"node {node.name!r}: {name} learns from the view {view!r}, and {rows.name!r} has no {view}_ids. {way}"
-    missing = sorted(set(objective.columns) - rows.columns)
+    missing = sorted(set(needed_columns(objective, rows.columns)) - rows.columns)
     if missing:
         yield (f"node {node.name!r}: {name} needs the columns {', '.join(missing)}, which {rows.name!r} does not have. score(…, "
                "column=…) adds one; a label of given completions comes from their source, data.NAME.columns.label")  # fmt: skip

@@ -84,10 +84,10 @@ class InfAlign(BaseModel):
 
     def phi(self, u: Floats) -> Floats:
         """The transform of a percentile."""
-        if self.form == "identity" or self.t == 0:
-            return u
         if self.form == "log":
             return np.log(np.maximum(u, 1e-12))
+        if self.form == "identity" or self.t == 0:
+            return u
         if self.form == "exponential":
             return math.copysign(1.0, self.t) * np.exp(self.t * u)
         return np.expm1(self.t * u) / np.expm1(self.t)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from selfloop.workflows.errors import ObjectiveError
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from selfloop.workflows.objectives.base import Objective
 
-__all__ = ["Domain", "canonical", "prepare", "scalar"]
+__all__ = ["Domain", "canonical", "needed_columns", "prepare", "scalar"]
 
 Domain = Literal["binary", "unit", "rank", "whole"]
 
@@ -60,6 +60,15 @@ def scalar(column: Tensor) -> Tensor:
     return column if column.dim() == 0 else column.reshape(-1)[0]
 
 
+def needed_columns(objective: Objective, given: Container[str]) -> tuple[str, ...]:
+    """The columns without a view that rows must have: where one of them is not given and its alternative is, that one."""
+    instead = objective.alternatives
+    return tuple(
+        instead[name] if name not in given and instead.get(name, "") in given else name
+        for name in objective.columns
+    )
+
+
 def prepare(objective: Objective, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The columns the objective needs: spelled `VIEW.name`, in one float dtype, zero behind masks, all checked."""
     import torch
@@ -69,12 +78,7 @@ def prepare(objective: Objective, batch: Mapping[str, Tensor]) -> dict[str, Tens
         given[canonical(name)] = torch.as_tensor(batch[name])
     reads = [f"{view}.{read}" for view, names in objective.reads.items() for read in names]
     masks = [_mask_name(name) for name in reads if name.rsplit(".", 1)[1] not in ROW_READS]
-    instead = objective.alternatives
-    columns = [
-        instead[name] if name not in given and instead.get(name) in given else name
-        for name in objective.columns
-    ]
-    needed = list(dict.fromkeys([*reads, *masks, *map(canonical, columns)]))
+    needed = list(dict.fromkeys([*reads, *masks, *map(canonical, needed_columns(objective, given))]))
     if any(name not in given for name in needed):
         _refuse_missing(objective, needed, given)
     optional = [name for name in map(canonical, objective.optional) if name in given]

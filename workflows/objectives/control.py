@@ -33,7 +33,9 @@ class MORE(BradleyTerry):
     Tokens: none; mean over each task's pairs.
     Differs: 1) The head is linear without bias, so its gradient is read off the pooled hidden states (columns
     `chosen_hidden`, `rejected_hidden`, detached, made by the trainer): no hook into backward is needed. 2) The
-    momentum starts at zero instead of the head's weights. 3) Tasks without a pair in the step keep their momentum.
+    momentum starts at zero instead of the head's weights. 3) Tasks without a pair in the step keep their momentum. 4) With `unit`
+    the weights come from gradients of unit length and weigh the losses as they are, as the paper's steps do: their mix
+    descends every task only where the raw gradients are of like length; unit=False always does.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("group",)

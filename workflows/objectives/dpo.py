@@ -66,6 +66,11 @@ class DPO(Objective):
                 f"label_smoothing={self.label_smoothing} has no meaning for loss={self.loss!r}: only 'sigmoid' (cDPO) "
                 "and 'robust' have a smoothed form. Leave it 0 or choose one of these."
             )
+        if self.label_smoothing and self.columns and type(self).target is not DPO.target:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} has no meaning for {type(self).__name__}: its labels are soft "
+                f"already, by the column {self.columns[0]!r}. Leave it 0."
+            )
         if self.loss != "sigmoid" and type(self).target is not DPO.target:
             raise ValueError(f"{type(self).__name__} is defined for loss='sigmoid' only, not {self.loss!r}.")
         return self

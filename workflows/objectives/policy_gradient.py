@@ -91,10 +91,11 @@ class ClippedPolicy(Objective):
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         bounded = ratio.clamp(1 - self.epsilon, 1 + high)
         objective = torch.minimum(ratio * advantages, bounded * advantages)
+        beyond = (advantages > 0) & (ratio > 1 + high) | (advantages < 0) & (ratio < 1 - self.epsilon)
         if self.delta is not None:
             floor = self.delta * advantages
+            beyond = beyond | (advantages < 0) & (objective < floor)
             objective = torch.where(advantages < 0, torch.maximum(objective, floor), objective)
-        beyond = (advantages > 0) & (ratio > 1 + high) | (advantages < 0) & (ratio < 1 - self.epsilon)
         return -objective, beyond.to(ratio.dtype)
 
     def _correct(self, values: Tensor, batch: Batch) -> Tensor:

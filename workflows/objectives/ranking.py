@@ -16,7 +16,7 @@ from selfloop.workflows.objectives.maths import log_ratio, mean, soft_logistic, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AFT", "D2O", "PRO", "better_worse", "rank_of"]
+__all__ = ["AFT", "D2O", "PRO", "better_worse", "rank_of", "share_of_pairs"]
 
 
 class PRO(Objective):
@@ -91,7 +91,8 @@ class AFT(Objective):
     Source: Wang, Peiyi et al. 2023, arXiv 2309.02144; the boundary's exact form is from memory
     Tokens: scores are means over response tokens; L_A averages over questions; the NLL is divided by all tokens of the
     global batch's reference solutions.
-    Differs: 1) Pairs are all (better, worse) by `rank`: right 0, wrong 1, or a full ranking. 2) delta is ours.
+    Differs: 1) Pairs are all (better, worse) by `rank`: right 0, wrong 1, or a full ranking. 2) delta is ours. 3) A row
+    with no candidate of rank 0 has no reference solution and no NLL; `scores` alone say only which is best.
     """
 
     views: ClassVar[tuple[str, ...]] = ("ranked",)
@@ -123,17 +124,18 @@ class AFT(Objective):
         kept = [torch.where(pairs, e, minus_infinity).flatten(1) for e in exponents]
         values = torch.cat([s.new_zeros(len(s), 1), *kept], dim=1).logsumexp(-1)
         right = (s[:, :, None] > s[:, None, :]) & pairs
-        logs = {"assessment_accuracy": right.sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)}
+        logs = {"assessment_accuracy": share_of_pairs(right, pairs)}
         return Loss({"alignment": Term(weighed(values, batch)), "nll": self._nll(batch, rank)}, logs=logs)
 
     def _nll(self, batch: Batch, rank: Tensor) -> Term:
-        """NLL of each row's first candidate of rank 0."""
-        first = (rank == 0).to(rank.dtype).argmax(-1)
+        """NLL of each row's first candidate of rank 0; a row without one has none."""
+        right = (rank == 0).to(rank.dtype)
+        first = right.argmax(-1)
         logprobs, mask = (
             batch[name].gather(1, first[:, None, None].expand(-1, 1, batch[name].shape[-1]))[:, 0]
             for name in ("ranked.logprobs", "ranked.mask")
         )
-        return Term(weighed(-logprobs, batch), mask, "tokens", self.nll_coefficient)
+        return Term(weighed(-logprobs, batch), mask * right.amax(-1)[:, None], "tokens", self.nll_coefficient)
 
 
 class D2O(Objective):
@@ -174,6 +176,14 @@ def rank_of(batch: Batch) -> Tensor:
         return batch["rank"]
     scores = batch["scores"]
     return (scores[:, None, :] > scores[:, :, None]).sum(-1).to(scores.dtype)
+
+
+def share_of_pairs(values: Tensor, pairs: Tensor) -> Tensor:
+    """(rows,) whose mean over rows is the mean of `values` over all pairs of the batch."""
+    import torch
+
+    kept = torch.where(pairs, values, torch.zeros_like(values)).sum((1, 2)).detach()
+    return kept * len(pairs) / pairs.sum().clamp(min=1)
 
 
 def better_worse(rank: Tensor) -> Tensor:

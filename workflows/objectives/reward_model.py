@@ -10,7 +10,7 @@ from pydantic import Field
 from selfloop.workflows.objectives.base import Batch, Loss, Objective, Term
 from selfloop.workflows.objectives.columns import Domain
 from selfloop.workflows.objectives.maths import soft_logistic, weighed
-from selfloop.workflows.objectives.ranking import better_worse, rank_of
+from selfloop.workflows.objectives.ranking import better_worse, rank_of, share_of_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ class BradleyTerryRanking(Objective):
         if self.centering:
             squares = (rewards[:, :, None] + rewards[:, None, :]) ** 2
             terms["centering"] = Term(weighed(_pair_mean(squares, pairs), batch), weight=self.centering)
-        logs = {"accuracy": _pair_mean((gaps.sign() + 1) / 2, pairs).detach()}
+        logs = {"accuracy": share_of_pairs((gaps.sign() + 1) / 2, pairs)}
         return Loss(terms, logs=logs)
 
 

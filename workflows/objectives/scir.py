@@ -27,7 +27,8 @@ class SCIR(Objective):
     Differs: 1) y1 is `chosen`, y2 `rejected`, unordered: the agreement says which one wins. 2) The judge's letters are
     four views of one trained token: `first_a`, `first_b` under the prompt that shows (y1, y2), `second_a`, `second_b`
     under (y2, y1); p is normalised over the two letters, and has gradient. 3) With theta = reference q is 1/2 and
-    nothing agrees: give an earlier model as reference. 4) w_C 1 and w_H 0.1 are ours.
+    nothing agrees: give an earlier model as reference. 4) w_C 1 and w_H 0.1 are ours,
+    and of the two corrections for length the mean over tokens.
     """
 
     views: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "first_a", "first_b", "second_a", "second_b")
@@ -39,7 +40,7 @@ class SCIR(Objective):
         default=1.0, ge=0, description="weight of the DPO part (1 in the paper's sum)"
     )
     length_normalized: bool = Field(
-        default=False, description="q from means over tokens, against length bias"
+        default=True, description="q from means over tokens, against length bias; False: from sums"
     )
 
     @property

@@ -48,8 +48,11 @@ class SFT(Objective):
         description="rows of label 0: each token, the whole response by its sum, or by its mean log-prob",
     )
     alpha: float = Field(default=1.0, ge=0, description="weight of the unlikelihood term (Welleck et al.)")
-    floor: float = Field(
-        default=1e-5, gt=0, lt=1, description="1 - p is held at or above it (official code, token form)"
+    floor: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="1 - p is held at or above it; None: 1e-5 for token, 1e-20 for the whole response (official code)",
     )
 
     @by_settings
@@ -66,13 +69,13 @@ class SFT(Objective):
         nll = weighed(-batch["response.logprobs"] * good[:, None], batch)
         if self.unlikelihood == "token":
             marked = bad[:, None] * batch.get("response.unlikely", mask)
-            values = weighed(marked * unlikelihood(batch["response.logprobs"], self.floor), batch)
+            floor = 1e-5 if self.floor is None else self.floor
+            values = weighed(marked * unlikelihood(batch["response.logprobs"], floor), batch)
             bad_term = Term(values, mask, normalizer, self.alpha)
         else:
             event = (total if self.unlikelihood == "sequence" else mean)(batch, "response")
-            bad_term = Term(
-                weighed(bad * unlikelihood(event, self.floor), batch), None, "examples", self.alpha
-            )
+            floor = 1e-20 if self.floor is None else self.floor
+            bad_term = Term(weighed(bad * unlikelihood(event, floor), batch), None, "examples", self.alpha)
         return Loss({"nll": Term(nll, mask, normalizer), "unlikelihood": bad_term}, logs=_logs(batch))
 
 
