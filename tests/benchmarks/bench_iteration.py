@@ -25,6 +25,7 @@ from typing import Any
 
 from selfloop.actors.batching import Plan
 from selfloop.workflows.config import Config, load_config
+from selfloop.workflows.flow.cluster import HUGE_PAGES
 from selfloop.workflows.flow.codec import Codec
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.loop import run
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, for every config")
     chosen = parser.parse_args()
     equal_priority()
+    os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)  # for the bare side, too
     print(describe())
     for name in chosen.configs:
         report(name, measure(name, chosen.iterations, chosen.overrides))
