@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["NAME", "Block", "Layout", "states", "use"]
+__all__ = ["NAME", "Block", "Layout", "states", "tolerance", "use"]
 
 NAME = "selfloop"
 
@@ -45,10 +45,8 @@ class Block:
             return None
         before, own = (torch.arange(width, device=self.keys.device) for width in (context, size))
         starts = self.starts[:, None]
-        places = torch.cat([before.expand(len(starts), -1), starts + own], 1)[
-            :, None
-        ]  # of the keys in their sequences
         asking = (starts + own)[:, :, None]
+        places = torch.cat([before.expand(len(starts), -1), starts + own], 1)[:, None]
         there = torch.cat([before < starts, (own >= 0).expand(len(starts), -1)], 1)[:, None]
         seen = there & (places <= asking)
         return (seen if window is None else seen & (asking - places < window))[:, None]
@@ -56,10 +54,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """The blocks of a line of T tokens, and `order`: (T,) where each token is among all cells of the blocks."""
+    """The blocks of a line of T tokens. order: (T,) where each token is among all cells of the blocks. positions: (1, T) of
+    the tokens in their sequences."""
 
     blocks: tuple[Block, ...]
     order: Tensor
+    positions: Tensor
 
 
 def attention(
@@ -105,16 +105,19 @@ def use(model: Any) -> None:
     model.set_attn_implementation(NAME)
 
 
-def states(
-    model: Any, input_ids: Tensor, positions: Tensor | None = None, layout: Layout | None = None
-) -> Tensor:
+def states(model: Any, input_ids: Tensor, layout: Layout | None = None) -> Tensor:
     """(tokens, width) last hidden states of a causal language model, or of one with a scalar head.
 
-    input_ids: (lines, length), each line a sequence padded on its right; or, with a layout, (1, T), whose tokens have
-    these positions.
+    input_ids: (lines, length), each line a sequence padded on its right; or, with a layout, (1, T).
     """
     more: dict[str, Any] = {}
-    if layout is not None:  # a mask of four dimensions is handed to the layers as it is
-        more = {"layout": layout, "attention_mask": input_ids.new_ones((1, 1, 1, 1), dtype=torch.bool)}
-    found = model.base_model(input_ids=input_ids, position_ids=positions, use_cache=False, **more)
-    return found.last_hidden_state.flatten(0, 1)
+    if layout is not None:
+        # a mask of four dimensions is taken as it is: none is made, and attention has its own
+        unused = input_ids.new_ones((1, 1, 1, 1), dtype=torch.bool)
+        more = {"layout": layout, "position_ids": layout.positions, "attention_mask": unused}
+    return model.base_model(input_ids=input_ids, use_cache=False, **more).last_hidden_state.flatten(0, 1)
+
+
+def tolerance(model: nn.Module) -> float:
+    """By what share two ways to compute the same may differ."""
+    return 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1

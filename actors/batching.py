@@ -93,8 +93,8 @@ class Shapes:
         self.tails = np.zeros(len(self.longest), np.int64)
         self.of_row: list[tuple[int, ...]] = [()] * len(self.longest)
         for name, view in views.items():
-            self.length[self.contexts[name]] = view.starts()
-            self.tails += np.add.reduceat(np.diff(view.bounds) - view.starts(), view.row_bounds[:-1])
+            self.length[self.contexts[name]] = view.starts
+            self.tails += np.add.reduceat(np.diff(view.bounds) - view.starts, view.row_bounds[:-1])
             for row, (low, high) in enumerate(itertools.pairwise(view.row_bounds)):
                 self.of_row[row] += tuple(dict.fromkeys(self.contexts[name][low:high].tolist()))
 
@@ -166,8 +166,8 @@ def deal(parts: Sequence[np.ndarray], rank: int, world: int) -> list[np.ndarray 
 class Micro:
     """One forward. All views of its rows are sequences of one line, or of one padded matrix.
 
-    rows: (rows,) numbers of the examples. input_ids, positions: (1, tokens) laid out by `layout`, or (lines, length) with
-    neither. index: (trained,) places in the flattened input whose hidden state predicts `targets`: (trained,). Trained
+    rows: (rows,) numbers of the examples. input_ids: (1, tokens) laid out by `layout`, or (lines, length) without one. index:
+    (trained,) places in the flattened input whose hidden state predicts `targets`: (trained,). Trained
     tokens are ordered by view, row and place. ends: (sequences,) places of their last tokens. present: (rows, k) of a
     ranked view, true where there is a sequence. tokens: of all sequences, each counted whole.
     """
@@ -176,7 +176,6 @@ class Micro:
     input_ids: Tensor
     index: Tensor
     targets: Tensor
-    positions: Tensor | None
     layout: Layout | None
     spans: dict[str, slice]
     masks: dict[str, Tensor]
@@ -224,17 +223,15 @@ def micro_of(
         line = padded_lines(tokens, lengths)
     else:
         numbers = np.concatenate([contexts[name][own] for name, _, own in chosen])
-        starts = np.concatenate([view.starts()[own] for _, view, own in chosen])
+        starts = np.concatenate([view.starts[own] for _, view, own in chosen])
         line = end_to_end(tokens, lengths, numbers, starts, device)
-    targets = tokens[bounds_of(lengths)[sequence] + places]
     arrays = (
         line.ids,
         line.place(sequence, places - 1),
-        targets,
+        tokens[bounds_of(lengths)[sequence] + places],
         line.place(np.arange(len(lengths)), lengths - 1),
     )
-    ids, index, wanted, ends = (torch.from_numpy(array).to(device) for array in arrays)
-    positions = None if line.layout is None else torch.from_numpy(line.positions).to(device)
+    ids, index, targets, ends = (torch.from_numpy(array).to(device) for array in arrays)
     spans, masks, each, present = {}, {}, {}, {}
     first = done = 0
     for name, view, own in chosen:
@@ -246,18 +243,7 @@ def micro_of(
             present[name] = torch.from_numpy(np.arange(masks[name].shape[1]) < ranked).to(device)
         first, done = first + len(own), done + trained
     return Micro(
-        rows,
-        ids,
-        index,
-        wanted,
-        positions,
-        line.layout,
-        spans,
-        masks,
-        int(lengths.sum()),
-        ends,
-        each,
-        present,
+        rows, ids, index, targets, line.layout, spans, masks, int(lengths.sum()), ends, each, present
     )
 
 
@@ -266,9 +252,7 @@ def dummy(device: str | torch.device = "cpu") -> Micro:
     import torch
 
     zero = torch.zeros(1, dtype=torch.long, device=device)
-    return Micro(
-        np.empty(0, np.int64), zero.new_zeros((1, 2)), zero, zero, None, None, {}, {}, 0, zero, {}, {}
-    )
+    return Micro(np.empty(0, np.int64), zero.new_zeros((1, 2)), zero, zero, None, {}, {}, 0, zero, {}, {})
 
 
 def columns_of(examples: Examples, micro: Micro) -> dict[str, Tensor]:

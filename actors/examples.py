@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -56,6 +57,7 @@ class View:
         """(rows + 1,) bounds of each row's trained tokens."""
         return self.target_bounds[self.row_bounds]
 
+    @cached_property
     def starts(self) -> np.ndarray:
         """(sequences,) tokens before the first trained one: the context; the whole sequence, if none is trained."""
         found = np.diff(self.bounds)
@@ -65,7 +67,7 @@ class View:
 
     def contexts(self) -> list[bytes]:
         """A digest of each sequence's context."""
-        ends = self.bounds[:-1] + self.starts()
+        ends = self.bounds[:-1] + self.starts
         spans = zip(self.bounds[:-1].tolist(), ends.tolist(), strict=True)
         return [blake2b(self.tokens[low:high].tobytes(), digest_size=16).digest() for low, high in spans]
 
@@ -261,13 +263,8 @@ def _segments_view(table: pa.Table, name: str, who: str) -> View:
         if counts[-1] == 0 or targets[before] == 0:
             raise ObjectiveError(f"{who}: column '{name}_segments' {wrong} in {row_name(table, row)}.")
     rows = np.arange(len(lengths) + 1)
-    return View(
-        np.array(tokens, np.int64),
-        bounds_of(np.array(lengths)),
-        np.array(targets, np.int64),
-        bounds_of(np.array(counts)),
-        rows,
-    )
+    whole, trained = np.array(tokens, np.int64), np.array(targets, np.int64)
+    return View(whole, bounds_of(np.array(lengths)), trained, bounds_of(np.array(counts)), rows)
 
 
 def _token_values(examples: Examples, view: str, column: str, who: str) -> np.ndarray:
@@ -330,9 +327,8 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     values = array.flatten()
-    return (
-        np.empty(0) if pa.types.is_nested(values.type) else values.to_numpy(zero_copy_only=False)
-    ), lengths
+    flat = np.empty(0) if pa.types.is_nested(values.type) else values.to_numpy(zero_copy_only=False)
+    return flat, lengths
 
 
 def bounds_of(lengths: np.ndarray) -> np.ndarray:

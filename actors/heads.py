@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from selfloop.actors.attention import Layout, states
-from selfloop.actors.logprobs import Also, tolerance
+from selfloop.actors.attention import Layout, states, tolerance
+from selfloop.actors.logprobs import Also
 from selfloop.workflows.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -61,12 +61,11 @@ class ScalarModule(nn.Module):
         input_ids: Tensor,
         index: Tensor,
         targets: Tensor,
-        positions: Tensor | None = None,
         layout: Layout | None = None,
         also: Also | None = None,
     ) -> Tensor:
         """(places,) the head's number at each place `index`; also: makes what comes behind it from the hidden states."""
-        hidden = states(self.model, input_ids, positions, layout).index_select(0, index)
+        hidden = states(self.model, input_ids, layout).index_select(0, index)
         scores = self.model.score(hidden).squeeze(-1)
         return scores if also is None else torch.cat([scores, also(hidden, targets, self.model.score)])
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfloop.actors.attention import Layout, states
+from selfloop.actors.attention import Layout, states, tolerance
 from selfloop.workflows.errors import TrainerError
 
 __all__ = ["KEPT_BYTES", "Also", "PolicyModule", "head_logprobs"]
@@ -182,14 +182,13 @@ class PolicyModule(nn.Module):
         input_ids: Tensor,
         index: Tensor,
         targets: Tensor,
-        positions: Tensor | None = None,
         layout: Layout | None = None,
         also: Also | None = None,
     ) -> Tensor:
-        """(trained,) log-probs of `targets`, each predicted at its place `index` of the flattened input. positions, layout:
-        of the tokens, if sequences lie end to end. also: makes what comes behind the log-probs, from the hidden states,
+        """(trained,) log-probs of `targets`, each predicted at its place `index` of the flattened input. layout: if
+        sequences lie end to end. also: makes what comes behind the log-probs, from the hidden states,
         the targets and a function that gives logits."""
-        hidden = states(self.model, input_ids, positions, layout).index_select(0, index)
+        hidden = states(self.model, input_ids, layout).index_select(0, index)
         return self.model.get_output_embeddings()(hidden, targets, also)
 
 
@@ -223,8 +222,3 @@ def prove_head(module: PolicyModule, device: str | torch.device) -> None:
             f"(limit {limit}). Its head does something to the logits that Selfloop does not know, so training would be "
             "wrong. Use another architecture, or report this one"
         )
-
-
-def tolerance(module: nn.Module) -> float:
-    """By what share two ways to compute the same may differ."""
-    return 1e-3 if next(module.parameters()).dtype == torch.float32 else 0.1

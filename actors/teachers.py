@@ -52,7 +52,7 @@ class Teacher:
     @torch.no_grad()
     def states(self, micro: Micro) -> Tensor:
         """(trained, width) hidden states that predict the micro-batch's trained tokens."""
-        found = states(self.model, micro.input_ids, micro.positions, micro.layout)
+        found = states(self.model, micro.input_ids, micro.layout)
         return found.index_select(0, micro.index)
 
     @torch.no_grad()

@@ -186,7 +186,7 @@ class TrainerRank:
         targets: Sequence[Sequence[int]],
     ) -> list[list[float]]:
         from selfloop.actors.examples import sequences_view
-        from selfloop.actors.training import score
+        from selfloop.actors.forwards import score
 
         if any(len(context) == 0 for context in contexts):
             raise TrainerError(

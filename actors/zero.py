@@ -158,7 +158,7 @@ class Sharded:
         if draw is not None:
             torch.manual_seed(draw)
         index = micro.ends if what == "rewards" else micro.index
-        return self.engine(micro.input_ids, index, micro.targets, micro.positions, micro.layout, also)
+        return self.engine(micro.input_ids, index, micro.targets, micro.layout, also)
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients. DeepSpeed averages over ranks; the loss is a sum over them, hence the factor."""

@@ -1,9 +1,10 @@
 """What one train call costs beside its optimizer steps, and the steps against a bare loop over the same rows; and how much
 of what micro-batches compute is padding.
 
-    python -m tests.benchmarks.bench_trainer [--model FOLDER] [--rows 128] [--group 8] [--calls 5] [--zero 0]
+    python -m tests.benchmarks.bench_trainer [--model pocket|small|FOLDER] [--rows 128] [--group 8] [--calls 5] [--zero 0]
 
-Times are processor seconds of one thread, so that other work on the machine counts less.
+Times are processor seconds of one thread, so that other work on the machine counts less. `small` is the Qwen2 of
+tests.benchmarks.peers. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before it, actors' memory: huge pages.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from tests.benchmarks.peers.models import small_qwen2
 
 __all__ = ["bare_loop", "calls"]
 
@@ -117,12 +120,15 @@ def padding(pairs: int = 256, budget: int = 8192) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("--model", default=POCKET)
+    parser.add_argument("--model", default="pocket")
     for name, value in (("rows", 128), ("group", 8), ("calls", 5), ("zero", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     chosen = parser.parse_args()
-    found = calls(chosen.model, chosen.rows, chosen.group, chosen.calls, chosen.zero)
-    found["bare"] = bare_loop(chosen.model, chosen.rows, chosen.group)
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(small_qwen2(Path(folder))) if chosen.model == "small" else chosen.model
+        model = POCKET if model == "pocket" else model
+        found = calls(model, chosen.rows, chosen.group, chosen.calls, chosen.zero)
+        found["bare"] = bare_loop(model, chosen.rows, chosen.group)
     found["call_over_bare"] = found["call"] / found["bare"]
     print(json.dumps(found | {"padding_of_skewed_pairs": padding()}, indent=1))
 

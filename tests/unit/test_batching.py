@@ -167,9 +167,9 @@ def test_a_line_holds_each_context_once_and_every_answer(seed: int):
     assert line.tokens == plain.tokens
     assert line.tokens > shapes.cost(rows)
     assert line.targets.tolist() == plain.targets.tolist()
-    assert line.positions is not None
+    assert line.layout is not None
     tokens = examples.table.to_pylist()
-    flat, positions = line.input_ids[0], line.positions[0]
+    flat, positions = line.input_ids[0], line.layout.positions[0]
     place = 0
     for view in ("chosen", "rejected"):
         assert torch.equal(line.masks[view], plain.masks[view])

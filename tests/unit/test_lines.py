@@ -48,7 +48,7 @@ def line_and_each(model: Any, seed: int, contexts: list[int]) -> tuple[torch.Ten
     starts = np.array([len(heads[one]) for one in contexts])
     line = end_to_end(np.concatenate(sequences), lengths, np.array(contexts), starts, "cpu")
     places = line.place(np.repeat(np.arange(len(lengths)), lengths), steps_of(lengths))
-    found = states(model, torch.from_numpy(line.ids), torch.from_numpy(line.positions), line.layout)
+    found = states(model, torch.from_numpy(line.ids), line.layout)
     alone = [states(model, torch.from_numpy(one)[None]) for one in sequences]
     assert line.ids.size == (sum(starts[np.unique(contexts, return_index=True)[1]]) + (lengths - starts).sum()
                              if len(set(contexts)) < len(contexts) else lengths.sum())  # fmt: skip
@@ -134,5 +134,5 @@ def test_attention_that_forgets_the_layout_is_found(tmp_path: Path):
     plain = base.forward
     base.forward = lambda layout=None, attention_mask=None, **named: plain(**named)
     assert not lies_flat(model, "cpu")
-    base.forward = lambda input_ids, position_ids, use_cache: plain(input_ids=input_ids)
+    base.forward = lambda input_ids, use_cache: plain(input_ids=input_ids)
     assert not lies_flat(model, "cpu")

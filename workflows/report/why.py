@@ -14,8 +14,9 @@ from selfloop.workflows.flow.graph import ModelRef, Node
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.recipes import RECIPES
 from selfloop.workflows.report.show import clean, open_config
+from selfloop.workflows.report.why_page import Page, named, settings_of, words
 from selfloop.workflows.report.why_past import Made, Past, Row
-from selfloop.workflows.report.why_tell import Page, named, settings_of, tell, words
+from selfloop.workflows.report.why_tell import tell
 from selfloop.workflows.report.why_trail import Ask, Step, find, follow
 from selfloop.workflows.store.run import RunFolder
 
