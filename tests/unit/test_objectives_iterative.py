@@ -258,6 +258,12 @@ def test_irepo_unanimous_votes_have_a_finite_target(p: float, epsilon: float, ta
     assert _irepo(0, p, epsilon=epsilon) == about(target**2, 1e-2)
 
 
+def test_irepo_constant_probability_pushes_every_pair_to_one_margin() -> None:
+    for d in (-3.0, 0.0, 7.0):
+        assert _irepo(d, 0.99, epsilon=0.001) == about((math.log(99) - d) ** 2, 1e-9)
+    assert math.log(99) == about(4.595, 1e-3)
+
+
 def test_irepo_zermelo() -> None:
     r = zermelo([[0, 3], [1, 0]], pseudo_wins=0)
     assert r[0] - r[1] == about(1.0986, 1e-4) and sum(r) == about(0)

@@ -247,6 +247,15 @@ def test_scir_without_entropy_every_p_equal_q_is_optimal() -> None:
     assert with_entropy[1] < with_entropy[0]
 
 
+def test_scir_too_much_entropy_weight_saturates_to_an_arbitrary_side() -> None:
+    objective = SCIR(beta=1, entropy_coefficient=5, dpo_coefficient=0)
+    for p, side in ((0.55, 1), (0.45, -1)):  # hardly decided, and drawn to the side it is on
+        first = gradients(objective, scir(p, p, float(logit(p)), 0), "first_a.logprobs", "chosen.logprobs")
+        assert all(float(gradient) * side < 0 for gradient in first)
+    losses = [total(objective, scir(p, p, float(logit(p)), 0)) for p in (0.01, 0.4, 0.6, 0.99)]
+    assert losses[0] < losses[1] and losses[3] < losses[2] and losses[0] == about(losses[3], 1e-6)
+
+
 def test_scir_both_orders_make_p_antisymmetric() -> None:
     batch = scir(0.9, 0.6, 0.0, 0.0)
     judges = [SCIR()._logits(checked(b))[0].sigmoid() for b in (batch, swapped(batch))]

@@ -106,6 +106,8 @@ def test_infalign_ties_count_half() -> None:
 def test_infalign_mean_over_base_samples_is_one_half() -> None:
     base = [random.Random(1).choice([0.0, 1.0, 2.0, 5.0]) for _ in range(300)]
     assert float(np.mean(calibrate(base, base))) == about(0.5)
+    each = [calibrate(one, base[:place] + base[place + 1 :]) for place, one in enumerate(base)]
+    assert float(np.mean(each)) == about(0.5)
     assert calibrate(9.0, base) == 1
 
 
@@ -186,6 +188,14 @@ def test_sar_a_correct_answer_always_beats_a_wrong_one() -> None:
         > 0.2
         > max(self_aligned_reward(0, *p) for p in pairs)
     )
+
+
+def test_sar_alpha_above_one_half_can_turn_right_and_wrong_around() -> None:
+    unlikely, likely = (ppl(20), ppl(5)), (ppl(5), ppl(500))
+    for alpha, kept in ((0.49, True), (0.7, False)):
+        right = self_aligned_reward(1, *unlikely, alpha=alpha)
+        wrong = self_aligned_reward(0, *likely, alpha=alpha)
+        assert (right > wrong) is kept
 
 
 def test_sar_scale_and_length_do_not_matter() -> None:
