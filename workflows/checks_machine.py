@@ -78,6 +78,12 @@ def check_machine(config: Config) -> Iterator[str]:
         if asked > there:
             together = "" if config.placement == "colocated" else ", or set placement=colocated"
             yield f"the config asks for {asked:g} {kind}s, and this machine has {there}. {ways[kind]}{together}"
+    memory = config.generator.memory
+    if gpus and memory is not None and memory > 1:
+        yield (
+            f"generator.memory is {memory:g}: on a GPU it is the share of the device that the engine takes, at most 1 "
+            "(GiB of key-value cache on CPU only). Set e.g. generator.memory=0.85, or leave it out"
+        )
 
 
 def check_packages(config: Config) -> Iterator[str]:

@@ -6,18 +6,14 @@ Exit status: 0 done, 2 bad input (a message on stderr), 1 failed, 130 stopped. N
 from __future__ import annotations
 
 import os
-import shlex
-import signal
 import sys
-import traceback
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.workflows.errors import InputError, SelfloopError
+from selfloop.workflows.cli_outcomes import outcomes, stopped_by_signal
+from selfloop.workflows.errors import InputError
 
 if TYPE_CHECKING:
     from selfloop.workflows.checks import Findings
@@ -90,7 +86,7 @@ def resume(
     from selfloop.workflows.report.show import open_config
 
     with outcomes(debug):
-        folder, config = open_config(run, **extension(iterations))
+        folder, config = open_config(go_to_start(run), **extension(iterations))
         say(f"Run folder: {folder}")
         found = checked(Draft(config=config, problems=[]), folder)
     start(config, folder, found.notes, debug)
@@ -175,7 +171,7 @@ def why(
     from selfloop.workflows.report.why import why as chain
 
     with outcomes(debug):
-        say(chain(run, what, min(100, shutil.get_terminal_size((80, 24)).columns)))
+        say(chain(go_to_start(run), what, min(100, shutil.get_terminal_size((80, 24)).columns)))
 
 
 @app.command()
@@ -238,6 +234,17 @@ def run_folder(config: str, run_dir: Path | None) -> Path:
     return Path(home or "runs").expanduser().absolute() / Path(config).stem
 
 
+def go_to_start(run: str) -> str:
+    """The run's folder, after changing to the folder that it was started in."""
+    from selfloop.workflows.store.run import RunFolder
+
+    folder = Path(run).expanduser().absolute()
+    if (place := RunFolder(folder).started_in()) is None:
+        return run
+    os.chdir(place)
+    return str(folder)
+
+
 def set_aside(config: Config, folder: Path) -> None:
     """Rename a run that is finished, or of another config, to the next free NAME-1, NAME-2, …"""
     from selfloop.workflows.store.run import RunFolder, differences
@@ -291,76 +298,6 @@ def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
         from selfloop.workflows.flow.loop import run as run_loop
 
         run_loop(config, folder, console)
-
-
-@contextmanager
-def stopped_by_signal() -> Generator[None]:
-    """SIGTERM (a scheduler, `docker stop`) stops a run as cleanly as Ctrl-C."""
-
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def outcomes(debug: bool, folder: Path | None = None) -> Generator[None]:
-    """Turn exceptions into messages and exit statuses. folder: a run that can be resumed."""
-    again = f"selfloop resume {shlex.quote(str(folder))}" if folder else ""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except BrokenPipeError:  # the reader of a pipe (head) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except KeyboardInterrupt:
-        complain(
-            f"Stopped. Nothing that was committed is lost. Go on with:\n  {again}" if again else "Stopped."
-        )
-        raise typer.Exit(130) from None
-    except Exception as error:  # the boundary: every error becomes a sentence and an exit status
-        cause = getattr(error, "cause", None)
-        shown = cause if isinstance(cause, SelfloopError) else error
-        if debug:
-            traceback.print_exc()
-        if isinstance(shown, InputError):
-            complain(f"Error: {shown}")
-            raise typer.Exit(2) from None
-        complain(failure(shown, folder, again))
-        raise typer.Exit(1) from None
-
-
-def failure(error: BaseException, folder: Path | None, again: str) -> str:
-    """The message of a failed command; the traceback goes into the run folder."""
-    lines = [f"Failed: {error}" if isinstance(error, SelfloopError) else f"Failed: {brief(error)}"]
-    if folder is not None and folder.is_dir():
-        log = folder / "error.log"
-        try:
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(traceback.format_exc() + "\n")
-            lines.append(f"  traceback:   {log}")
-        except OSError:
-            lines.append("  traceback:   run again with --debug")
-        lines.append(f"  go on with:  {again}")
-    else:
-        lines.append("  traceback:   run again with --debug")
-    return "\n".join(lines)
-
-
-def brief(error: BaseException) -> str:
-    """An unexpected error in a line or two: Ray's errors hold the traceback of the actor, whose last line counts."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{lines[0]} … {lines[-1]}" if len(lines) > 2 else " ".join(lines)
-    return f"{type(error).__name__}: {text}"
-
-
-def complain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

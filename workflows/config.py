@@ -45,7 +45,7 @@ class Section(BaseModel):
 class Prompts(Section):
     """Where prompts come from: a file (.jsonl .json .csv .parquet, also .gz), a Hugging Face data set, or `pocket`."""
 
-    source: str = "pocket"
+    source: str = Field(default="pocket", description="a file, a name on the Hugging Face hub, or pocket")
     columns: dict[str, str] = Field(
         default_factory=dict, description="ours from theirs: {prompt: question, answer: answer}"
     )
@@ -78,8 +78,8 @@ class Prompts(Section):
 class Generator(Section):
     """The engine that samples."""
 
-    engine: Literal["vllm", "transformers", "fake"] = "vllm"
-    replicas: int = Field(default=1, ge=1)
+    engine: Literal["vllm", "transformers", "fake"] = Field(default="vllm", description="fake: for tests")
+    replicas: int = Field(default=1, ge=1, description="engines; they do not change the rows")
     gpus: float | None = Field(
         default=None, ge=0, description="GPUs per replica; default 1 where there are GPUs, else 0"
     )
@@ -90,10 +90,14 @@ class Generator(Section):
         default=None, description="default float32 on CPU, bfloat16 on GPU"
     )
     max_tokens: int = Field(default=256, ge=1, description="longest response, tokens")
-    max_model_len: int | None = Field(default=None, ge=8)
-    max_num_seqs: int = Field(default=256, ge=1)
+    max_model_len: int | None = Field(
+        default=None, ge=8, description="prompt and response, tokens; default what the model allows"
+    )
+    max_num_seqs: int = Field(default=256, ge=1, description="sequences computed together")
     memory: float | None = Field(
-        default=None, gt=0, description="CPU: GiB of key-value cache; GPU: share of the device"
+        default=None,
+        gt=0,
+        description="CPU: GiB of key-value cache, default what is needed, at most 1; GPU: share of the device, default vLLM's",
     )
     patience: float = Field(
         default=600.0, gt=0, description="seconds without an answer after which a replica is replaced"
@@ -113,11 +117,11 @@ class Generator(Section):
 class Lora(Section):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): the base stays as it is, engines get the merged weights."""
 
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=16, ge=1, description="r, width of the adapters")
     alpha: float | None = Field(
         default=None, gt=0, description="the adapters count alpha / rank; default 2 x rank"
     )
-    dropout: Share = 0.0
+    dropout: Share = Field(default=0.0, description="on what goes into the adapters")
     targets: str | tuple[str, ...] = Field(
         default="all-linear", description="names of the layers: [q_proj, v_proj]; default all linear ones"
     )
@@ -143,23 +147,33 @@ class Lora(Section):
 class Trainer(Section):
     """The DeepSpeed group that learns."""
 
-    ranks: int = Field(default=1, ge=1)
-    zero: int = Field(default=0, ge=0, le=3)
+    ranks: int = Field(default=1, ge=1, description="processes that train together")
+    zero: int = Field(
+        default=0, ge=0, le=3, description="ZeRO stage: shards of optimizer (1), gradients (2), weights (3)"
+    )
     gpus: float | None = Field(
         default=None, ge=0, description="GPUs per rank; default 1 where there are GPUs, else 0"
     )
-    threads: int = Field(default=1, ge=1)
-    dtype: Literal["float32", "bfloat16"] | None = None
-    lr: float = Field(default=1e-6, gt=0)
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float | None = Field(default=1.0, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    threads: int = Field(default=1, ge=1, description="CPU threads a rank")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="default float32 on CPU, bfloat16 with float32 masters on GPU"
+    )
+    lr: float = Field(default=1e-6, gt=0, description="AdamW's learning rate")
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.95), description="AdamW's")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's")
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: none")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="of the learning rate within a train node"
+    )
     warmup: float = Field(default=0.0, ge=0, le=1, description="share of the steps of a train node")
     batch_size: int = Field(default=64, ge=1, description="examples per optimizer step, over all ranks")
-    tokens_per_micro_batch: int = Field(default=8192, ge=8)
-    checkpoint_steps: int = Field(default=50, ge=1)
-    gradient_checkpointing: bool = False
+    tokens_per_micro_batch: int = Field(
+        default=8192, ge=8, description="of one forward; memory depends on it, the loss does not"
+    )
+    checkpoint_steps: int = Field(default=50, ge=1, description="optimizer steps that a death costs at most")
+    gradient_checkpointing: bool = Field(
+        default=False, description="less memory for a second forward of each layer"
+    )
     lora: Lora | None = Field(default=None, description="train adapters instead of all weights: {rank: 16}")
 
     @model_validator(mode="after")
@@ -175,11 +189,11 @@ class Trainer(Section):
 class Evaluation(Section):
     """What is measured on the held-out prompts, and how often."""
 
-    every: int = Field(default=1, ge=1)
+    every: int = Field(default=1, ge=1, description="iterations; the last one is always measured")
     samples: int = Field(default=4, ge=1, description="sampled responses a held-out prompt")
-    temperature: float = Field(default=1.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    bootstrap: int = Field(default=1000, ge=100)
+    temperature: float = Field(default=1.0, ge=0, description="of those samples")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="of those samples")
+    bootstrap: int = Field(default=1000, ge=100, description="draws for the intervals")
 
 
 class Checkpoints(Section):
@@ -193,34 +207,40 @@ class Checkpoints(Section):
 class Config(Section):
     """Everything a run depends on. Only `recipe` has no default."""
 
-    recipe: str
+    recipe: str = Field(description="a method of `selfloop methods`")
     settings: dict[str, Any] = Field(default_factory=dict, description="the recipe's own fields")
     model: str = Field(default="pocket", min_length=1, description="a folder, a hub name, or pocket")
     prompts: Prompts = Prompts()
     data: dict[str, Prompts] = Field(
         default_factory=dict, description="named sources for recipes that ask for data(name)"
     )
-    iterations: int = Field(default=3, ge=1)
-    seed: int = Field(default=0, ge=0)
+    iterations: int = Field(default=3, ge=1, description="times the model is improved")
+    seed: int = Field(default=0, ge=0, description="every other seed comes from it; held-out prompts too")
     generator: Generator = Generator()
     judge: str | None = Field(
         default=None,
-        description="verifier of answers: exact, number, math, choice, or module:function; default the source's own",
+        description="verifier of answers: exact, number, math, choice, or module:function; default exact for pocket, else number",
     )
     judge_model: str | None = Field(
-        default=None, description="a model of its own for judging; default the policy"
+        default=None, description="a model of its own for judging: refused, not built yet"
     )
     trainer: Trainer = Trainer()
-    placement: Literal["separate", "colocated"] = "colocated"
-    batch_size: int = Field(default=64, ge=1, description="prompts a batch")
-    reuse: str | None = None
-    max_failed_rows: float = Field(default=0.01, ge=0, le=1)
+    placement: Literal["separate", "colocated"] = Field(
+        default="colocated", description="whether an engine and a rank share a device"
+    )
+    batch_size: int = Field(default=64, ge=1, description="prompts a batch; it does not change the rows")
+    reuse: str | None = Field(
+        default=None, description="a run whose finished nodes are taken over where keys match"
+    )
+    max_failed_rows: float = Field(
+        default=0.01, ge=0, le=1, description="share of a node's rows that may fail before the run stops"
+    )
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     trackers: tuple[Literal["tensorboard", "ray", "wandb", "mlflow"], ...] = Field(
         default=("tensorboard", "ray"), description="where metrics go beside metrics.jsonl"
     )
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(default=False, description="run code that comes with a model")
     probe_limit: float | None = Field(
         default=None,
         gt=0,

@@ -279,6 +279,21 @@ def test_answers_needed_and_absent() -> None:
     assert found(prompts=prompts) == []
 
 
+def test_answers_that_the_judge_cannot_read() -> None:
+    jsonl("a.jsonl", [{"prompt": f"p{n}", "answer": "a city" if n % 2 else "7"} for n in range(40)])
+    prompts = {"source": "a.jsonl", "heldout": 4}
+    first = found(prompts=prompts, recipe="expert-iteration")
+    assert len(first) == 2  # of the prompts and of the held-out ones
+    for problem in first:
+        assert "answers of '" in problem and "cannot be read as number, the first of them 'a city'" in problem
+        assert "without judge, answers are compared by number. Set judge to exact, math, choice or" in problem
+    assert found(prompts=prompts, recipe="expert-iteration", judge="exact") == []
+    (heldout,) = found(prompts=prompts, judge="choice", max_failed_rows=0.9)
+    assert (
+        "of the 4 answers of 'heldout' cannot be read as choice" in heldout and "judge is choice" in heldout
+    )
+
+
 def test_large_files_are_read_for_a_limited_time() -> None:
     jsonl("a.jsonl", [{"prompt": f"p{n}"} for n in range(3000)])
     seen = scan(Prompts(source="a.jsonl"), 0, seconds=0)
@@ -298,6 +313,13 @@ def test_more_gpus_than_there_are() -> None:
         "the config asks for 2 GPUs, and this machine has 0. Lower generator.replicas, generator.gpus, trainer.ranks or "
         "trainer.gpus"
     ]
+
+
+def test_more_than_a_whole_gpu_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(generator={"memory": 4}) == []
+    monkeypatch.setattr(checks_machine, "count_gpus", lambda: 1)
+    problems = found(generator={"memory": 4})
+    assert any("generator.memory is 4: on a GPU it is the share of the device" in one for one in problems)
 
 
 def test_more_cpus_than_there_are() -> None:

@@ -194,8 +194,8 @@ def test_stopped_is_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, t
 def test_a_terminated_run_stops_like_ctrl_c(tmp_path: Path) -> None:
     code = """
     import os, signal
-    from selfloop.workflows import cli
-    with cli.outcomes(False), cli.stopped_by_signal():
+    from selfloop.workflows.cli_outcomes import outcomes, stopped_by_signal
+    with outcomes(False), stopped_by_signal():
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
     """
@@ -243,6 +243,22 @@ def test_resume_goes_on_with_the_config_of_the_folder(
     assert call("resume", "runs/c").exit_code == 0
     assert loops[1] == loops[0]
     assert call("resume", "runs/none").exit_code == 2
+
+
+def test_resume_from_another_folder_reads_the_same_files(
+    loops: list[tuple[Config, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.dumps({"prompt": f"p{number}"}) for number in range(20)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows))
+    assert call("run", "c.yaml", "prompts=mine.jsonl", "prompts.heldout=4").exit_code == 0
+    run = RunFolder(tmp_path / "runs" / "c")
+    run.open(loops[0][0].model_dump(mode="json"))
+    run.close()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = call("resume", str(run.path))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert loops[1] == loops[0]
 
 
 def test_run_refuses_the_folder_of_another_config(loops: list[tuple[Config, Path]], tmp_path: Path) -> None:

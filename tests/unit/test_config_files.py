@@ -11,6 +11,7 @@ from selfloop.workflows.config import Config, Draft, load_config, read_config
 from selfloop.workflows.config_file import config_names
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.judges.verifiers import VERIFIERS
+from selfloop.workflows.report.reference import reference
 
 
 @pytest.fixture
@@ -214,3 +215,15 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
 def test_a_missing_environment_variable_is_named(write) -> None:
     (problem,) = write("recipe: self-rewarding\nmodel: ${oc.env:SELFLOOP_NO_SUCH_THING}\n").problems
     assert "SELFLOOP_NO_SUCH_THING" in problem
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference.md"
+    assert page.read_text() == reference(), (
+        "run python -m selfloop.workflows.report.reference > docs/reference.md"
+    )
+
+
+def test_every_key_of_the_reference_is_explained() -> None:
+    keys = [line for line in reference().splitlines() if line.startswith(("| `", "| key"))]
+    assert [line for line in keys if line.endswith("|  |") and not line.startswith("| `settings.")] == []

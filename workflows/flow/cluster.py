@@ -38,7 +38,7 @@ PROBE_TOKENS = 4
 ENGINE_BATCHES = 4  # in flight on one engine, so that it never drains at a batch border
 WORKER_BATCHES = 4
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Training on CPU writes gigabytes of fresh memory a step: with pages of 4 KiB that took twice as long."""
+"""Training on CPU writes gigabytes of fresh memory a step, dear where a machine is short of it (docs/decisions.md)."""
 TRIES = 5  # times the actors are mended before their deaths are the user's to look at
 
 

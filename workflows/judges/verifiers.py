@@ -20,7 +20,7 @@ from selfloop.workflows.judges.answers import Extract, equivalent, extract_answe
 from selfloop.workflows.judges.base import Row, Verifier
 from selfloop.workflows.judges.math_pool import compare, require_math_verify
 
-__all__ = ["VERIFIERS", "Choice", "Exact", "FunctionVerifier", "Math", "Number", "verifier"]
+__all__ = ["VERIFIERS", "AnswerVerifier", "Choice", "Exact", "FunctionVerifier", "Math", "Number", "verifier"]
 
 
 class AnswerVerifier(Verifier):
@@ -28,8 +28,12 @@ class AnswerVerifier(Verifier):
 
     extract: ClassVar[Extract] = "text"
 
+    def gold(self, answer: str | None) -> str | None:
+        """What responses are compared with, or None when it cannot be read."""
+        return extract_answer(answer or "", self.extract)
+
     def verify(self, row: Row) -> float | None:
-        gold = extract_answer(row["answer"] or "", self.extract)
+        gold = self.gold(row["answer"])
         if gold is None:
             raise ValueError(f"the gold answer {row['answer']!r} cannot be read as {self.extract}")
         said = extract_answer(row["response"] or "", self.extract)

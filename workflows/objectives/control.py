@@ -128,8 +128,9 @@ class DGA(BaseModel):
 
     Formula: a_i = <g_i, g_target>, alpha_i <- alpha_i exp(eta a_i) / Z, w <- (1 - beta) w + beta alpha
     Source: Fan, Grangier, Ablin 2024, arXiv 2410.02498 (constants unverified)
-    Works with any objective. It needs two hooks of a trainer: gradients of extra batches without a step (only the k + 1
-    dot products leave the ranks), and a sampler of named sub-streams whose weights may change between steps.
+    Works with any objective. No run can use it yet: it needs two hooks of a trainer, gradients of extra batches without a
+    step (only the k + 1 dot products leave the ranks), and a sampler of named sub-streams whose weights may change
+    between steps (docs/decisions.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -165,10 +166,10 @@ class ControlLLM(SFT):
     Formula: L = L_task + alpha (1/M) sum over the M merged layers of divergence(h_G, h_F)
     Source: Wei et al. 2025, arXiv 2501.10979; official code linkedin/ControlLLM
     Tokens: the task loss as SFT; the divergence averages over all response tokens of the global batch.
-    Differs: 1) The column `response.divergence` (mean over the merged layers, with gradient) comes from the model. It
-    needs the hook `model.adapt(surgery)`: merged layers of a frozen original and a trained copy (`interpolate`), their
-    divergence collected in the forward (`divergence`), selective freezing, and an export that engines can serve.
-    2) The divergence counts response tokens; the official code averages over all.
+    Differs: 1) The column `response.divergence` (mean over the merged layers, with gradient) comes from the model. No
+    run can make it yet (docs/decisions.md): it needs the hook `model.adapt(surgery)`, merged layers of a frozen original
+    and a trained copy (`interpolate`), their divergence collected in the forward (`divergence`), selective freezing, and
+    an export that engines can serve. 2) The divergence counts response tokens; the official code averages over all.
     """
 
     divergence_coefficient: float = Field(default=1.0, ge=0, description="alpha (code's default)")

@@ -71,7 +71,7 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
             )
-        write_json(self.path / "environment.json", environment())
+        write_json(self.path / "environment.json", environment() | {"folder": os.getcwd()})
         write_json(self.path / "config.json", {"format": FORMAT, "config": config})
         return False
 
@@ -101,6 +101,14 @@ class RunFolder:
                 f"{self.path} has format {held['format']}, and this Selfloop reads up to {FORMAT}. Use a newer Selfloop"
             )
         return held["config"]
+
+    def started_in(self) -> Path | None:
+        """The working folder of the command that made the run, where it is still there: relative paths and modules of the
+        config are meant from there."""
+        path = self.path / "environment.json"
+        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        folder = Path(held.get("folder", ""))
+        return folder if folder.is_absolute() and folder.is_dir() else None
 
     def update_config(self, config: dict[str, Any]) -> None:
         """Replace the config by one that the run may go on with (more iterations)."""

@@ -69,7 +69,7 @@ def main() -> None:
         f"prompts: {{source: {given.prompts}, per_iteration: {given.prompts_per_step}, heldout: 1}}",
         f"batch_size: {max(given.prompts_per_step // 4, 1)}",
         f"generator: {{max_tokens: {given.tokens}, max_model_len: {longest}, memory: 1, replicas: 2}}",
-        f"trainer: {{lr: 1.0e-5, batch_size: {examples}, ranks: 2}}", "evaluation: {every: 1000000, samples: 1}",
+        f"trainer: {{lr: 1.0e-5, batch_size: {examples}, ranks: 2, tokens_per_micro_batch: 2048}}", "evaluation: {every: 1000000, samples: 1}",
         "checkpoints: {keep: 2}",
     ]  # fmt: skip
     if given.reward == "sum":
