@@ -24,7 +24,7 @@ setup:
 	@tools/setup.sh $(STACK)
 
 quickstart: setup
-	@$(BIN)/selfloop run configs/quickstart.yaml --again
+	@$(BIN)/selfloop run configs/quickstart.yaml --again $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest tests
