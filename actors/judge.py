@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.job import count_batch, split_groups
+from selfloop.workflows.flow.job import count_batch, split_groups, whole_groups
 from selfloop.workflows.flow.ops import Context, Op
 from selfloop.workflows.store.parts import Part, Rows, packed, read_batches, write_part
 
@@ -40,7 +40,7 @@ class Worker:
             for batches in inputs
             if batches
         ]
-        table = asyncio.run(op.run(tables, context))
+        table = whole_groups(asyncio.run(op.run(tables, context)))
         splits = split_groups(table, batch_size)
         return packed(table), {
             **count_batch(table),

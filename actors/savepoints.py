@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -86,7 +85,8 @@ def save_step(work: TrainWork, task: Trainable, progress: Progress) -> None:
 
 
 def save(spec: TrainerSpec, work: TrainWork, task: Trainable) -> dict[str, str]:
-    """Write the state, then the checkpoint, then drop the step checkpoints. Returns the receipt, on every rank."""
+    """Write the state, then the checkpoint. Returns the receipt, on every rank. The step checkpoints stay until the driver
+    has noted the result: what dies before that need not train again."""
     if work.state_out:
         masters, moments = spec.dtype != "float32" or spec.lora is not None, work.optimizer == "continued"
         _write_state(Path(work.state_out), task, {"version": work.version}, masters=masters, moments=moments)
@@ -100,8 +100,6 @@ def save(spec: TrainerSpec, work: TrainWork, task: Trainable) -> dict[str, str]:
         settings = {"dtype": spec.dtype} | (head_settings(task.model.module.model) if work.head else {})
         receipt.update(trainstate.write_checkpoint(work.start, path, iter(tensors), sizes, settings))
         commit_folder(path, work.out)
-        if work.step_dir:
-            shutil.rmtree(work.step_dir, ignore_errors=True)
 
     alone(task.ranks, write)
     return task.ranks.first(receipt)

@@ -255,6 +255,8 @@ def set_aside(config: Config, folder: Path) -> None:
         return
     if there.completed() < config.iterations and not differences(held, config.model_dump(mode="json")):
         return  # stopped on its way: it goes on
+    there.lock()  # not from under a driver that works on it
+    there.close()
     number = 1
     while (free := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1

@@ -235,6 +235,17 @@ def test_again_renames_a_finished_run(loops: list[tuple[Config, Path]], tmp_path
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["c-1"]
 
 
+def test_again_leaves_a_run_that_is_worked_on(loops: list[tuple[Config, Path]], tmp_path: Path) -> None:
+    call("run", "c.yaml")
+    make_run(tmp_path / "runs" / "c", loops[0][0], 3)
+    driver = RunFolder(tmp_path / "runs" / "c")
+    driver.lock()
+    result = call("run", "c.yaml", "seed=7", "--again")
+    driver.close()
+    assert result.exit_code == 1 and "another driver is working on" in result.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["c"]
+
+
 def test_resume_goes_on_with_the_config_of_the_folder(
     loops: list[tuple[Config, Path]], tmp_path: Path
 ) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from selfloop.workflows.errors import FailedRowsError, SelfloopError, TrainerError
+from selfloop.workflows.errors import FailedRowsError, SelfloopError, StoreError, TrainerError
+from selfloop.workflows.flow.loop import make_job, restore
 from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.judges.base import Verifier
 from selfloop.workflows.objectives.dpo import DPO
@@ -19,7 +20,7 @@ from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.store.parts import read_table, row_hash
 from selfloop.workflows.store.run import RunFolder, write_json
 
-from .flows import close_shared_actors, fake_config, rows_of, run_on
+from .flows import close_shared_actors, fake_config, rows_of, run_on, setup_of
 
 RUNTIMES = ["local", pytest.param("ray", marks=pytest.mark.real)]
 runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
@@ -87,6 +88,30 @@ class Wide(Recipe):
         checked.save("pairs")
         learned = checked if kept is None else checked.concat(kept, name="with-earlier")
         return it.policy.train(learned, DPO(), reference=it.policy, optimizer="fresh")
+
+
+class Waiting(Recipe):
+    """Nodes that wait for rows of a model that is not served yet, beside others that could go on."""
+
+    def iteration(self, it: Iteration) -> Model:
+        prompts = it.prompts()
+        mine, first = prompts.sample(it.policy, n=1), prompts.sample(it.initial, n=1, name="from-initial")
+        both = mine.merge(first)
+        few = both.map(beside_half, beside=mine.gather(first_half), reads=("prompt_id",))
+        other = few.map(beside_half, beside=first, reads=("prompt_id",), name="beside-initial")
+        return it.policy.train(other, SFT(), reference=None, optimizer="fresh")
+
+
+def beside_half(row: Any, rng: Any, others: Any) -> dict[str, Any]:
+    return {}
+
+
+class Stopping(Recipe):
+    def iteration(self, it: Iteration) -> Model:
+        return it.policy.train(it.prompts().sample(it.policy, n=1), SFT(), reference=None, optimizer="fresh")
+
+    def stop(self, metrics: Any) -> bool:
+        return metrics[-1]["iteration"] >= 1
 
 
 class Empty(Recipe):
@@ -236,3 +261,48 @@ def test_a_run_that_stopped_in_training_goes_on(runtime: str, tmp_path: Path) ->
     write_json(folder.iteration(1) / "manifest.json", {**manifest, "complete": False})
     run_on(runtime, config, tmp_path / "run", Plain())
     assert hashes_of(tmp_path / "run", 1) == before
+
+
+@runtimes
+def test_nodes_that_wait_hold_back_none_of_the_others(runtime: str, tmp_path: Path) -> None:
+    """More batches than a node may be ahead of its readers."""
+    config = fake_config(prompts={"heldout": 8, "options": {"size": 60}})
+    metrics = run_on(runtime, config, tmp_path / "run", Waiting())
+    assert [line["iteration"] for line in metrics] == [0, 1, 2]
+    assert len(rows_of(tmp_path / "run", 2, "merge")) == 120
+
+
+@runtimes
+def test_a_part_that_is_gone_is_made_again(runtime: str, tmp_path: Path) -> None:
+    config = fake_config(iterations=1)
+    run_on(runtime, config, tmp_path / "run", Plain())
+    before, folder = hashes_of(tmp_path / "run", 1), RunFolder(tmp_path / "run")
+    write_json(folder.iteration(1) / "manifest.json", {**folder.manifest(1), "complete": False})
+    for name in ("sample", "judge"):
+        Path(folder.parts(1, name)[-1].path).unlink()
+    run_on(runtime, config, tmp_path / "run", Plain())
+    assert hashes_of(tmp_path / "run", 1) == before
+
+
+def test_saved_rows_of_an_earlier_iteration_that_are_gone_stop_the_run(tmp_path: Path) -> None:
+    run_on("local", fake_config(iterations=1), tmp_path / "run", Wide())
+    Path(RunFolder(tmp_path / "run").parts(1, "pairs")[-1].path).unlink()
+    with pytest.raises(StoreError, match="rows of node 'pairs' of iteration 1 are gone"):
+        run_on("local", fake_config(iterations=2), tmp_path / "run", Wide())
+
+
+def test_a_run_that_its_recipe_stopped_stays_stopped(tmp_path: Path) -> None:
+    for _ in range(2):
+        metrics = run_on("local", fake_config(iterations=4), tmp_path / "run", Stopping())
+        assert [line["iteration"] for line in metrics] == [0, 1]
+
+
+def test_a_run_that_was_moved_goes_on_from_its_own_weights(tmp_path: Path) -> None:
+    run_on("local", fake_config(iterations=1), tmp_path / "first", Plain())
+    (tmp_path / "first").rename(tmp_path / "moved")
+    run_on("local", fake_config(iterations=1, seed=5), tmp_path / "first", Plain())
+    setup, folder = setup_of(fake_config(), Plain()), RunFolder(tmp_path / "moved")
+    job = make_job(setup, folder, {})
+    assert restore(job, setup, folder) == 1
+    assert job.places["policy@1"].folder == str(tmp_path / "moved" / "iteration=0001" / "policy")
+    assert str(tmp_path / "first") not in (folder.iteration(1) / "manifest.json").read_text()

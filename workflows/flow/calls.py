@@ -110,7 +110,9 @@ class Calls:
             try:
                 result = ray.get(ref)
             except RayError as error:
+                began = time.monotonic()
                 result = self.failed(call, error)
+                self.not_heard_since(began)
                 if result is None:
                     continue
             else:
@@ -123,6 +125,11 @@ class Calls:
             call.replica.in_flight -= 1
             call.replica.heard = time.monotonic()
 
+    def not_heard_since(self, began: float) -> None:
+        """While an actor was started anew nobody's answers were taken: that time counts against no replica."""
+        for replica in self.actors.engines.replicas:
+            replica.heard += time.monotonic() - began
+
     def failed(self, call: Call | Write, error: RayError) -> Meta | None:
         """What becomes of a call that failed: sent again after a death, else the typed error behind it is raised."""
         name = call.flow.node.name
@@ -131,6 +138,8 @@ class Calls:
         if died(error):
             return self.died(call, error)
         if isinstance(call, Call) and call.pool is self.actors.trainer.pool:
+            if call.generation != call.replica.generation:
+                return self.died(call, error)  # the group was rebuilt under it
             dead = self.actors.trainer.dead()  # one rank lost its peer
             if dead is not None:
                 return self.died(call, dead)

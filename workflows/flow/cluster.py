@@ -185,10 +185,10 @@ class Actors:
         return buckets
 
     def sent(self, label: str, place: Place) -> Mapping[str, str]:
-        """The receipt that must come back for this model."""
+        """The receipt that must come back for this model. From a folder an engine takes the tensors in its own precision."""
         if label == self.trainer.loaded:
             return self.trainer.receipt
-        if place.receipt is not None:
+        if place.receipt is not None and self.specs.engine.dtype == self.specs.trainer.dtype:
             return place.receipt
         if place.folder not in self.expected:
             self.expected[place.folder] = ray.get(
@@ -215,9 +215,14 @@ class Actors:
         """The trainer now holds this model."""
         self.trainer.loaded, self.trainer.receipt = label, receipt
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether engines and ranks share GPUs, so that engines sleep while ranks train."""
+        return self.config.placement == "colocated" and self.specs.engine.device == "cuda"
+
     def before_training(self) -> None:
-        """Colocated on GPUs: engines give their memory back; they load and prove weights again before they answer."""
-        if self.config.placement == "colocated" and self.specs.engine.device == "cuda" and not self.asleep:
+        """Where they take turns, engines give their memory back; they load and prove weights again before they answer."""
+        if self.in_turn and not self.asleep:
             for replica in self.engines.replicas:
                 try:
                     ray.get(replica.actor.sleep.remote(), timeout=LOAD_SECONDS)

@@ -112,7 +112,7 @@ class Executor(Runner):
             ):
                 continue
             wanted = self.job.label(node.model)
-            if pool.model != wanted and pool.in_flight == 0:
+            if pool.model != wanted and pool.in_flight == 0 and not self.resting():
                 self.outcome.gaps[wanted] = self.actors.serve(
                     wanted, node.model.version, self.job.place(node.model)
                 )
@@ -122,8 +122,15 @@ class Executor(Runner):
         self.wanted = ""
 
     def active(self) -> set[str]:
-        """Nodes that may run now: their model is served, or they need none. Without streaming only the first of them."""
-        names = [name for name, flow in self.flows.items() if not flow.complete and self.may_run(flow)]
+        """Nodes that may run now: their model is served, or they need none, and so do the nodes before them. A node that
+        waits for one that does not run must hold back none of its other inputs. Without streaming only the first."""
+        names: list[str] = []
+        for name, flow in self.flows.items():
+            running = all(
+                one.complete or (one.node.name in names and one is not flow.beside) for one in flow.inputs
+            )
+            if not flow.complete and running and self.may_run(flow):
+                names.append(name)
         return set(names if self.streaming else names[:1])
 
     def may_run(self, flow: Flow) -> bool:
@@ -136,9 +143,16 @@ class Executor(Runner):
         if node.op.place == "engine":
             assert node.model is not None
             served = self.job.label(node.model) == self.actors.engines.model == self.wanted
-            return served and self.job.has(node.model)
+            return served and self.job.has(node.model) and not self.resting()
         ready = all(self.job.has(model) for model in node.models)
         return ready and (node.op.place != "trainer" or node.model == self.measured())
+
+    def resting(self) -> bool:
+        """Whether engines get nothing more for now: a training runs on their GPUs, or could."""
+        return self.actors.in_turn and any(
+            flow.node.training is not None and not flow.complete and self.may_run(flow)
+            for flow in self.flows.values()
+        )
 
     def measured(self) -> ModelRef | None:
         """The model that may be measured now: loading another one for every batch would cost more than measuring it."""
@@ -217,6 +231,8 @@ class Executor(Runner):
                     self.finish_training(flow, result)
             return False
         if self.training is not None or self.actors.trainer.pool.in_flight:
+            return False
+        if self.actors.in_turn and self.actors.engines.in_flight:
             return False
         self.actors.before_training()
         source = flow.inputs[0]

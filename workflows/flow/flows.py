@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.flow.graph import Graph, Node
@@ -125,12 +126,13 @@ class Flow:
         self.parts += 1
 
     def resume(self, parts: Iterable[Part]) -> None:
-        """Go on after these committed parts."""
+        """Go on after these committed parts. Those behind a gap are deleted: what comes instead may be cut otherwise."""
         for part in parts:
-            if part.first != len(self.stored):
-                break
-            self.written = part.key
-            self.take(part)
+            if part.first == len(self.stored):
+                self.written = part.key
+                self.take(part)
+            else:
+                Path(part.path).unlink(missing_ok=True)
         self.sent = self.released = len(self.stored)
         if self.barrier and self.stored:
             self.sent, self.known = 1, len(self.stored)

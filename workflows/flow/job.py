@@ -23,7 +23,7 @@ from selfloop.workflows.flow.provenance import Writers, writers_of
 from selfloop.workflows.store.parts import Stored
 from selfloop.workflows.store.run import RunFolder
 
-__all__ = ["Job", "Place", "count_batch", "permutation", "split_groups"]
+__all__ = ["Job", "Place", "count_batch", "permutation", "split_groups", "whole_groups"]
 
 Meta = dict[str, Any]
 
@@ -48,18 +48,25 @@ def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def split_groups(table: pa.Table, prompts: int) -> list[int]:
-    """Row counts of batches of at most this many whole prompt groups."""
-    ids = table["prompt_id"].to_pylist() if "prompt_id" in table.column_names else [None] * table.num_rows
-    sizes: list[int] = []
-    seen = prompts
-    for place, name in enumerate(ids):
-        if place == 0 or name != ids[place - 1]:
-            seen += 1
-        if seen > prompts:
-            sizes.append(0)
-            seen = 1
-        sizes[-1] += 1
-    return sizes or [0]
+    """Row counts of batches of at most this many prompt groups. Groups are whole if `whole_groups` gave the table."""
+    if "prompt_id" not in table.column_names:
+        return [table.num_rows]
+    starts = np.flatnonzero(np.diff(group_numbers(table), prepend=-1))[::prompts]
+    return np.diff(np.append(starts, table.num_rows)).tolist() or [0]
+
+
+def whole_groups(table: pa.Table) -> pa.Table:
+    """The rows of each prompt together and in their order, prompts by first appearance; the table itself if they are."""
+    numbers = group_numbers(table) if "prompt_id" in table.column_names else np.zeros(0)
+    if (np.diff(numbers) >= 0).all():
+        return table
+    return table.take(pa.array(np.argsort(numbers, kind="stable")))
+
+
+def group_numbers(table: pa.Table) -> np.ndarray:  # (rows,)
+    """The number of each row's prompt, in order of first appearance."""
+    names = table["prompt_id"].combine_chunks()
+    return names.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
 
 
 def count_batch(table: pa.Table) -> Meta:
@@ -69,7 +76,7 @@ def count_batch(table: pa.Table) -> Meta:
         meta["failed"] = table["status"].to_pylist().count("failed")
     for name in table.column_names:
         if name.endswith("_state"):
-            states = table[name].to_pylist()
+            states = table[name].drop_null().to_pylist()  # rows that were never judged have none
             meta[name] = {state: states.count(state) for state in sorted(set(states))}
             if (score := name.removesuffix("_state")) in table.column_names:
                 meta[f"{score}_sum"] = pc.sum(table[score]).as_py() or 0.0
@@ -123,7 +130,15 @@ class Job:
         """The batches of a source node: slices of its rows, or the committed batches of an earlier node."""
         if source.source.startswith("@"):
             iteration, node = source.source[1:].split("/", 1)
-            return [batch for part in self.folder.parts(int(iteration), node) for batch in part.stored()]
+            found = [batch for part in self.folder.parts(int(iteration), node) for batch in part.stored()]
+            entry = self.folder.manifest(int(iteration))["nodes"].get(node, {})
+            if len(found) != entry.get("batches", len(found)):
+                raise StoreError(
+                    f"rows of node {node!r} of iteration {iteration} are gone: {len(found)} of {entry['batches']} batches are "
+                    f"in {self.folder.node(int(iteration), node)}. Put its parts back; or delete that iteration's folder and "
+                    "all later ones, and resume: they are made again"
+                )
+            return found
         table = self.source_rows(source).combine_chunks()
         return [table.slice(start, self.batch_size) for start in range(0, table.num_rows, self.batch_size)]
 

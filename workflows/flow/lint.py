@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph, Node
+from selfloop.workflows.flow.grow import Gate
 from selfloop.workflows.flow.measure import Measure
-from selfloop.workflows.flow.ops import Save, Source, Summary
+from selfloop.workflows.flow.ops import Concat, Merge, Save, Source, Summary
 from selfloop.workflows.flow.plan import Planner
-from selfloop.workflows.flow.provenance import made_before
+from selfloop.workflows.flow.provenance import kept_rows, made_before
 from selfloop.workflows.objectives.columns import needed_columns
 
 __all__ = ["lint", "lint_graph"]
+
+GraphOf = Callable[[int], Graph]
 
 
 def lint(planner: Planner) -> list[str]:
     """Problems of the graphs of iterations 1, 2, 3 and the last, each said once."""
     found: dict[str, None] = {}
+    graph_of = functools.cache(planner.graph)
     for index in sorted({1, 2, 3, planner.iterations}):
         if index > planner.iterations:
             continue
         try:
-            graph = planner.graph(index)
+            problems = lint_graph(graph_of(index), graph_of)
         except InputError as error:
-            found.setdefault(str(error))
-            continue
-        for problem in lint_graph(graph):
+            problems = [str(error)]
+        for problem in problems:
             found.setdefault(problem)
     return list(found)
 
 
-def lint_graph(graph: Graph) -> list[str]:
-    """Problems of one graph: what was found, why it is wrong, and the way out."""
-    return [
+def lint_graph(graph: Graph, graph_of: GraphOf | None = None) -> list[str]:
+    """Problems of one graph: what was found, why it is wrong, and the way out. graph_of: the graph of an earlier iteration."""
+    found = [
         problem
         for node in graph
-        for check in (columns, training, heads, written, models, unread)
+        for check in (columns, training, heads, written, models, unread, folders)
         for problem in check(graph, node)
     ]
+    return found + [problem for node in graph for problem in batches(graph, node, graph_of)]
 
 
 def columns(graph: Graph, node: Node) -> Iterator[str]:
@@ -166,3 +171,52 @@ def unread(graph: Graph, node: Node) -> Iterator[str]:
             yield f"the model of node {made!r} is neither returned nor used. Return it from iteration(), or delete the node"
     elif not isinstance(node.op, Save | Summary) and not graph.readers(node.name):
         yield f"nobody reads the rows of node {node.name!r}. Train on them, save(…) them, or delete the node"
+
+
+def folders(graph: Graph, node: Node) -> Iterator[str]:
+    """Rows that would lie in the folder of a role's checkpoint, which is made anew when that is written."""
+    if isinstance(node.op, Source) or any(model.node == node.name for model in graph.outputs.values()):
+        return  # they write no rows, and no folder of their own
+    taken = set(graph.outputs)
+    if node.training is None:
+        taken |= {other.training.role for other in graph if other.training is not None}
+    first = node.name.split("/")[0]
+    for role in sorted(taken):
+        if first in (role, f"{role}-state"):
+            yield (f"node {node.name!r} writes into the folder {first!r} of its iteration, which the checkpoint of the role "
+                   f"{role!r} takes: what lies there would be lost. Give the node another name")  # fmt: skip
+
+
+def batches(graph: Graph, node: Node, graph_of: GraphOf | None) -> Iterator[str]:
+    """Streams that are merged batch by batch and do not hold the same prompts in the same batches."""
+    if not isinstance(node.op, Merge):
+        return
+    first = node.inputs[0]
+    made = cutters(graph, first)
+    for name in node.inputs[1:]:
+        others = cutters(graph, name)
+        if [cut(one, graph_of) for one in made] != [cut(one, graph_of) for one in others]:
+            by, other = (", ".join(repr(one.name) for one in nodes) for nodes in (made, others))
+            yield (f"node {node.name!r} merges batch k of {first!r} (cut by {by}) with batch k of {name!r} (cut by {other}), and "
+                   "these do not hold the same prompts. Merge before the barrier and gather what was merged, save(…) it merged, "
+                   "or bring the prompts together by a.concat(b).gather(…)")  # fmt: skip
+
+
+def cutters(graph: Graph, name: str) -> list[Node]:
+    """The sources and barriers that cut a stream into its batches, one after the other where streams were concatenated."""
+    node = graph.nodes[name]
+    assert node.op is not None
+    if isinstance(node.op, Concat):
+        return [one for given in node.inputs for one in cutters(graph, given)]
+    passes = isinstance(node.op, Gate) or not node.op.barrier  # a gate lets all rows through or none
+    return cutters(graph, node.inputs[0]) if passes and node.inputs else [node]
+
+
+def cut(node: Node, graph_of: GraphOf | None) -> object:
+    """What two cutters of the same batches have in common: themselves, or the rows that sources take."""
+    if not isinstance(node.op, Source):
+        return node.name
+    kept = kept_rows(node)
+    if kept is not None and graph_of is not None and kept[1] in (earlier := graph_of(kept[0])).nodes:
+        return kept[0], [cut(one, None) for one in cutters(earlier, kept[1])]
+    return node.op.source, node.op.start, node.op.count

@@ -12,7 +12,7 @@ from selfloop.actors.ranks import Scorer
 from selfloop.workflows.flow.codec import Codec
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.job import Job, Meta, count_batch, split_groups
+from selfloop.workflows.flow.job import Job, Meta, count_batch, split_groups, whole_groups
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.provenance import refuse_strangers
 from selfloop.workflows.flow.runner import PART_ROWS, Runner
@@ -65,9 +65,8 @@ class LocalRuntime(Runner):
         """Run a gather or a summary on its whole inputs."""
         if flow.known is None:
             batches = [read_batches(source.whole()) for source in flow.inputs]
-            table = self.call(
-                flow, [pa.concat_tables(one, promote_options="default") for one in batches if one]
-            )
+            tables = [pa.concat_tables(one, promote_options="default") for one in batches if one]
+            table = whole_groups(self.call(flow, tables))
             splits = split_groups(table, self.job.batch_size)
             metas = [{**count_batch(table), "rows": splits[0]}, *({"rows": rows} for rows in splits[1:])]
             self.commit(flow, [(table, metas[0]), *((table.slice(0, 0), meta) for meta in metas[1:])])

@@ -71,7 +71,10 @@ def loop(
     config = setup.config
     trackers = Trackers(folder.path, config)
     try:
-        for index in range(restore(job, setup, folder) + 1, config.iterations + 1):
+        last = restore(job, setup, folder)
+        if stopped(setup, folder, last, console):
+            return read_metrics(folder.path)
+        for index in range(last + 1, config.iterations + 1):
             graph = setup.planner.graph(index)
             started = time.monotonic()
             job.progress = Progress(console)
@@ -80,17 +83,24 @@ def loop(
             roles = job.settle(graph)
             metrics = metrics_of(graph, outcome, time.monotonic() - started)
             trackers.log(index, metrics)
-            folder.commit_iteration(index, {role: asdict(place) for role, place in roles.items()})
+            folder.commit_iteration(index, {role: kept(folder, place) for role, place in roles.items()})
             console.iteration(index, metrics)
             prune(setup, folder, index)
-            if index and setup.recipe.stop(read_metrics(folder.path)):
-                console.line(
-                    f"The recipe stops after iteration {index}: its own rule says that there is nothing left to gain."
-                )
+            if stopped(setup, folder, index, console):
                 break
         return read_metrics(folder.path)
     finally:
         trackers.close()
+
+
+def stopped(setup: Setup, folder: RunFolder, index: int, console: Console) -> bool:
+    """Whether the recipe's own rule ends the run after this iteration."""
+    stops = index > 0 and setup.recipe.stop(read_metrics(folder.path))
+    if stops:
+        console.line(
+            f"The recipe stops after iteration {index}: its own rule says that there is nothing left to gain."
+        )
+    return stops
 
 
 def restore(job: Job, setup: Setup, folder: RunFolder) -> int:
@@ -98,12 +108,27 @@ def restore(job: Job, setup: Setup, folder: RunFolder) -> int:
     job.places["policy@0"] = Place(str(setup.folder), None, None, setup.model_hash)
     last = folder.completed()
     for index in range(last + 1):
-        made = {role: Place(**place) for role, place in folder.manifest(index)["roles"].items()}
+        made = {role: place_of(folder, place) for role, place in folder.manifest(index)["roles"].items()}
         earlier = {
             name.split("@")[0]: place for name, place in job.places.items() if name.endswith(f"@{index - 1}")
         }
         job.places |= {f"{role}@{index}": place for role, place in (earlier | made).items()}
     return last
+
+
+def kept(folder: RunFolder, place: Place) -> dict[str, Any]:
+    """A place as a manifest keeps it."""
+    inside = {
+        name: path and folder.inside(path)
+        for name, path in (("folder", place.folder), ("state", place.state))
+    }
+    return asdict(place) | inside
+
+
+def place_of(folder: RunFolder, entry: dict[str, Any]) -> Place:
+    """The place that a manifest's entry names."""
+    state = entry["state"] and folder.resolved(entry["state"])
+    return Place(folder.resolved(entry["folder"]), state, entry["receipt"], entry["checksum"])
 
 
 def prune(setup: Setup, folder: RunFolder, index: int) -> None:
@@ -120,8 +145,9 @@ def prune(setup: Setup, folder: RunFolder, index: int) -> None:
     for old in range(1, index + 1 - max(keep, back + 1)):
         for role, made in folder.manifest(old)["roles"].items():
             for path in filter(None, (made["folder"], made["state"])):
-                if latest[role] != made and Path(path).parent == folder.iteration(old):
-                    shutil.rmtree(path, ignore_errors=True)
+                whole = Path(folder.resolved(path))
+                if latest[role] != made and whole.parent == folder.iteration(old):
+                    shutil.rmtree(whole, ignore_errors=True)
 
 
 def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, float]:

@@ -459,7 +459,10 @@ class Gather(Op):
 
 @dataclass(frozen=True)
 class Merge(Op):
-    """Join streams of the same prompts inside each prompt group; samples are numbered anew."""
+    """Join streams of the same prompts inside each prompt group; samples are numbered anew.
+
+    Batch k is joined with batch k, so the lint refuses streams that are not cut into the same batches.
+    """
 
     verb: ClassVar[str] = "merge"
 

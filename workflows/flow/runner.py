@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from selfloop.workflows.errors import InputError
@@ -62,14 +63,18 @@ class Runner:
         entry = manifest["nodes"].get(flow.node.name)
         if entry is None:
             return
-        flow.complete, flow.written = True, entry["key"] if manifest["format"] >= 2 else ""
+        if flow.node.training is None and len(flow.stored) != entry.get("batches", len(flow.stored)):
+            self.job.folder.event("incomplete", iteration=self.graph.iteration, node=flow.node.name)
+            return  # a part of it is gone: what is missing is made again
+        flow.complete, flow.written = True, entry["key"] if manifest["format"] >= 3 else ""
         if flow.node.training is None:
             self.outcome.counts[flow.node.name] = entry
         else:
-            made = entry["model"]
+            made, folder = entry["model"], self.job.folder
             self.job.trained(
-                flow.node, self.graph, made["folder"], made["state"], made["receipt"], made["checksum"]
-            )
+                flow.node, self.graph, folder.resolved(made["folder"]), made["state"] and folder.resolved(made["state"]),
+                made["receipt"], made["checksum"],
+            )  # fmt: skip
             self.outcome.trained[flow.node.name] = entry.get("metrics", {})
         if isinstance(flow.node.op, Summary):
             self.outcome.read_summary(flow.stored)
@@ -98,17 +103,19 @@ class Runner:
     def finish_training(self, flow: Flow, result: Any) -> None:
         """A model was made: note where it is, so that nodes which wait for it may run."""
         work = self.job.train_work(flow.node, self.graph)
-        made = {
-            "folder": work["out"],
-            "state": work["state_out"],
-            "receipt": dict(result.receipt),
-            "checksum": result.checksum,
-        }
+        folder, receipt = self.job.folder, dict(result.receipt)
         flow.in_flight -= 1
         flow.complete = True
-        self.job.trained(flow.node, self.graph, *made.values())
+        self.job.trained(flow.node, self.graph, work["out"], work["state_out"], receipt, result.checksum)
+        made = {
+            "folder": folder.inside(work["out"]),
+            "state": folder.inside(work["state_out"]),
+            "receipt": receipt,
+            "checksum": result.checksum,
+        }
         entry = {"key": flow.key, "steps": result.steps, "model": made, "metrics": result.metrics}
-        self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        shutil.rmtree(work["step_dir"], ignore_errors=True)
         self.job.folder.event(
             "trained", iteration=self.graph.iteration, node=flow.node.name, steps=result.steps,
             first_step=int(result.metrics.get("resumed_at_step", 0)),

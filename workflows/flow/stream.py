@@ -179,11 +179,13 @@ class Stream:
 
     def gather(self, function: Callable[..., pa.Table], *, adds: Iterable[str] = (), reads: Iterable[str] = (),
                name: str | None = None) -> Stream:  # fmt: skip
-        """A function of the whole stream (a barrier): `function(table, rng)`. `adds`: columns that its table has more."""
+        """A function of the whole stream (a barrier): `function(table, rng)`. `adds`: columns that its table has more. What it
+        hands back is grouped by prompt again."""
         return self.add(ops.Gather(function, frozenset(reads), frozenset(adds)), name=name)
 
     def merge(self, *others: Stream, name: str | None = None) -> Stream:
-        """Join streams of the same prompts inside each prompt group."""
+        """Join streams of the same prompts, batch by batch, inside each prompt group. Behind a `gather` of only one of them the
+        batches hold other prompts, and the lint refuses it."""
         return self.add(ops.Merge(), *others, name=name)
 
     def concat(self, *others: Stream, name: str | None = None) -> Stream:

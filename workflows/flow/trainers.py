@@ -90,6 +90,7 @@ class TrainingCall:
     def start(self) -> None:
         self.tries += 1
         self.refs = self.group.train(self.work, self.rows)
+        self.generation = self.group.pool.replicas[0].generation
 
     def wait(self, seconds: float) -> None:
         """Wait for a rank to end, at most this long."""
@@ -105,6 +106,8 @@ class TrainingCall:
                 raise
             return self.again(error)
         except RayTaskError as error:
+            if self.rebuilt:
+                return self.again(error)
             dead = self.group.dead()
             if dead is not None:
                 return self.again(dead)
@@ -122,5 +125,11 @@ class TrainingCall:
                 f"node {self.flow.node.name!r}: the trainer died {self.tries} times, so it was not started again. Too little "
                 f"memory is the usual reason: lower trainer.tokens_per_micro_batch, or raise trainer.zero. The last one: {error}"
             )
-        self.group.rebuild()
+        if not self.rebuilt:
+            self.group.rebuild()
         self.start()
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether the group was started anew for another call since."""
+        return self.generation != self.group.pool.replicas[0].generation

