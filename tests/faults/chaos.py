@@ -30,7 +30,7 @@ def main() -> None:
     place = Path(tempfile.mkdtemp(prefix="selfloop-chaos-"))
     config = place / "chaos.yaml"
     config.write_text(CONFIG.replace("iterations: 2", f"iterations: {ITERATIONS}").replace(
-        "per_iteration: 192", "per_iteration: 384"))  # fmt: skip
+        "per_iteration: 192", "per_iteration: 768"))  # fmt: skip
     began = time.monotonic()
     finish(start(config, place / "undisturbed"), place / "undisturbed", 900)
     print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
