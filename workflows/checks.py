@@ -77,14 +77,15 @@ def take(found: Findings, facts: Facts) -> Facts:
 
 def check_graph(config: Config, found: Findings) -> None:
     """The lint of the recipe's graphs, which needs the prompts: the run does it where these are many or elsewhere."""
-    from selfloop.workflows.flow.describe import graph_problems
+    from selfloop.workflows.flow.gold import graph_problems
+    from selfloop.workflows.flow.setup import Setup
 
     if any(not scan.whole or scan.rows > MANY for scan in found.scans.values()):
         found.notes.append("the graph is checked when the run has loaded the prompts")
         return
     try:
         found.graph_checked = True
-        found.problems += graph_problems(config)
+        found.problems += graph_problems(Setup(config))
     except InputError as error:
         found.problems.append(str(error))
 

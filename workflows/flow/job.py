@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,17 @@ class Place:
     state: str | None = None
     receipt: Mapping[str, str] | None = None
     checksum: str = ""
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], run: RunFolder) -> Place:
+        """The place that an entry of a run's manifest names."""
+        folders = {name: entry[name] and run.resolved(entry[name]) for name in ("folder", "state")}
+        return cls(**{**entry, **folders})
+
+    def entry(self, run: RunFolder) -> dict[str, Any]:
+        """What the run's manifest keeps of it: paths within the run are from its folder."""
+        folders = {"folder": run.inside(self.folder), "state": self.state and run.inside(self.state)}
+        return {**asdict(self), **folders}
 
 
 def column_hash(column: pa.ChunkedArray) -> str:
@@ -187,17 +198,9 @@ class Job:
                 return self.folder.iteration(graph.iteration) / role
         return self.folder.node(graph.iteration, node.name) / "model"
 
-    def trained(
-        self,
-        node: Node,
-        graph: Graph,
-        folder: str,
-        state: str | None,
-        receipt: Mapping[str, str],
-        checksum: str,
-    ) -> None:
+    def trained(self, node: Node, graph: Graph, place: Place) -> None:
         """Note where the model that a train node made is."""
-        self.places[self.label_of(node, graph)] = Place(folder, state, receipt, checksum)
+        self.places[self.label_of(node, graph)] = place
 
     def label_of(self, node: Node, graph: Graph) -> str:
         """The label of the model that a train node makes."""

@@ -155,7 +155,7 @@ def named(target: Any) -> Iterator[Any]:
         yield from target.__bases__
     functions = [one for _, one in functions_of(target)] if inspect.isclass(target) else [target]
     for function in functions:
-        for word in words(function.__code__):
+        for word in global_names(function.__code__):
             value = function.__globals__.get(word)
             value = value.__wrapped__ if isinstance(value, CACHED) else value
             if inspect.isfunction(value) or inspect.isclass(value):
@@ -176,7 +176,7 @@ def constants(function: FunctionType) -> dict[str, Any]:
 
     What functions write to is no constant, nor is what Python sets (`__file__`).
     """
-    names = [word for word in words(function.__code__) if word[:2] != "__"]
+    names = [word for word in global_names(function.__code__) if word[:2] != "__"]
     known = {name: function.__globals__[name] for name in names if name in function.__globals__}
     found, modules = {name: value for name, value in known.items() if constant(value)}, list[str]()
     for name, module in known.items():
@@ -193,12 +193,12 @@ def unwritten(found: dict[str, Any], modules: list[str]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name.rpartition(".")[2] not in written}
 
 
-def words(code: CodeType) -> Iterator[str]:
+def global_names(code: CodeType) -> Iterator[str]:
     """Every global name in a function's code, with those of the functions inside it."""
     yield from code.co_names
     for one in code.co_consts:
         if isinstance(one, CodeType):
-            yield from words(one)
+            yield from global_names(one)
 
 
 def source_of(thing: Any) -> str:

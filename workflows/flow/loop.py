@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.gold import graph_problems
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job, Meta, Place
-from selfloop.workflows.flow.lint import lint
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.report.console import Console
@@ -36,7 +35,7 @@ def run(config: Config, run_dir: str | Path, console: Console | None = None) -> 
     from selfloop.workflows.flow.ray_runtime import ray_runtime
 
     setup = Setup(config)
-    problems = [*unbuilt(config), *lint(setup.planner)]
+    problems = [*unbuilt(config), *graph_problems(setup)]
     if problems:
         raise InputError.of(problems)
     folder = RunFolder(run_dir)
@@ -83,7 +82,7 @@ def loop(
             roles = job.settle(graph)
             metrics = metrics_of(graph, outcome, time.monotonic() - started)
             trackers.log(index, metrics)
-            folder.commit_iteration(index, {role: kept(folder, place) for role, place in roles.items()})
+            folder.commit_iteration(index, {role: place.entry(folder) for role, place in roles.items()})
             console.iteration(index, metrics)
             prune(setup, folder, index)
             if stopped(setup, folder, index, console):
@@ -108,27 +107,12 @@ def restore(job: Job, setup: Setup, folder: RunFolder) -> int:
     job.places["policy@0"] = Place(str(setup.folder), None, None, setup.model_hash)
     last = folder.completed()
     for index in range(last + 1):
-        made = {role: place_of(folder, place) for role, place in folder.manifest(index)["roles"].items()}
+        made = {role: Place.of(entry, folder) for role, entry in folder.manifest(index)["roles"].items()}
         earlier = {
             name.split("@")[0]: place for name, place in job.places.items() if name.endswith(f"@{index - 1}")
         }
         job.places |= {f"{role}@{index}": place for role, place in (earlier | made).items()}
     return last
-
-
-def kept(folder: RunFolder, place: Place) -> dict[str, Any]:
-    """A place as a manifest keeps it."""
-    inside = {
-        name: path and folder.inside(path)
-        for name, path in (("folder", place.folder), ("state", place.state))
-    }
-    return asdict(place) | inside
-
-
-def place_of(folder: RunFolder, entry: dict[str, Any]) -> Place:
-    """The place that a manifest's entry names."""
-    state = entry["state"] and folder.resolved(entry["state"])
-    return Place(folder.resolved(entry["folder"]), state, entry["receipt"], entry["checksum"])
 
 
 def prune(setup: Setup, folder: RunFolder, index: int) -> None:
@@ -144,10 +128,10 @@ def prune(setup: Setup, folder: RunFolder, index: int) -> None:
         latest |= folder.manifest(past)["roles"]
     for old in range(1, index + 1 - max(keep, back + 1)):
         for role, made in folder.manifest(old)["roles"].items():
-            for path in filter(None, (made["folder"], made["state"])):
-                whole = Path(folder.resolved(path))
-                if latest[role] != made and whole.parent == folder.iteration(old):
-                    shutil.rmtree(whole, ignore_errors=True)
+            place = Place.of(made, folder)
+            for path in filter(None, (place.folder, place.state)):
+                if latest[role] != made and Path(path).parent == folder.iteration(old):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, float]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.job import Job
+from selfloop.workflows.flow.job import Job, Place
 from selfloop.workflows.flow.ops import Source
-from selfloop.workflows.store.run import RunFolder
 
 __all__ = ["take_node"]
 
@@ -33,26 +32,25 @@ def take_node(job: Job, graph: Graph, flow: Flow) -> bool:
             link(Path(part.path), job.folder.node(graph.iteration, name) / Path(part.path).name)
         flow.resume(job.folder.parts(graph.iteration, name))
     else:
-        made = take_model(job.reuse, entry["model"], job.made_folder(flow.node, graph))
+        made = take_model(Place.of(entry["model"], job.reuse), job.made_folder(flow.node, graph))
         if made is None:
             return False
-        paths = {field: made[field] and job.folder.inside(made[field]) for field in ("folder", "state")}
-        entry["model"] = made | paths
+        entry["model"] = made.entry(job.folder)
     job.folder.commit_node(graph.iteration, name, entry)
     job.folder.event("reuse", iteration=graph.iteration, node=name, run=str(job.reuse.path))
     return True
 
 
-def take_model(run: RunFolder, model: dict[str, Any], out: Path) -> dict[str, Any] | None:
+def take_model(model: Place, out: Path) -> Place | None:
     """The checkpoint and its state, under this run's names; None if the other run has deleted them."""
-    folders = {"folder": out, "state": out.with_name(f"{out.name}-state")}
-    if not Path(run.resolved(model["folder"])).is_dir():
+    if not Path(model.folder).is_dir():
         return None
-    for field, target in folders.items():
-        if model[field] and Path(source := run.resolved(model[field])).is_dir():
+    state = out.with_name(f"{out.name}-state")
+    for source, target in ((model.folder, out), (model.state, state)):
+        if source and Path(source).is_dir():
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target, copy_function=link)
-    return {**model, **{field: str(target) for field, target in folders.items() if model[field]}}
+    return replace(model, folder=str(out), state=model.state and str(state))
 
 
 def link(source: str | Path, target: str | Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.flows import Flow, make_flows
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.job import Job
+from selfloop.workflows.flow.job import Job, Place
 from selfloop.workflows.flow.ops import Summary
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.reuse import take_node
@@ -70,11 +70,7 @@ class Runner:
         if flow.node.training is None:
             self.outcome.counts[flow.node.name] = entry
         else:
-            made, folder = entry["model"], self.job.folder
-            self.job.trained(
-                flow.node, self.graph, folder.resolved(made["folder"]), made["state"] and folder.resolved(made["state"]),
-                made["receipt"], made["checksum"],
-            )  # fmt: skip
+            self.job.trained(flow.node, self.graph, Place.of(entry["model"], self.job.folder))
             self.outcome.trained[flow.node.name] = entry.get("metrics", {})
         if isinstance(flow.node.op, Summary):
             self.outcome.read_summary(flow.stored)
@@ -103,18 +99,13 @@ class Runner:
     def finish_training(self, flow: Flow, result: Any) -> None:
         """A model was made: note where it is, so that nodes which wait for it may run."""
         work = self.job.train_work(flow.node, self.graph)
-        folder, receipt = self.job.folder, dict(result.receipt)
+        made = Place(work["out"], work["state_out"], dict(result.receipt), result.checksum)
         flow.in_flight -= 1
         flow.complete = True
-        self.job.trained(flow.node, self.graph, work["out"], work["state_out"], receipt, result.checksum)
-        made = {
-            "folder": folder.inside(work["out"]),
-            "state": folder.inside(work["state_out"]),
-            "receipt": receipt,
-            "checksum": result.checksum,
-        }
-        entry = {"key": flow.key, "steps": result.steps, "model": made, "metrics": result.metrics}
-        folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        self.job.trained(flow.node, self.graph, made)
+        model = made.entry(self.job.folder)
+        entry = {"key": flow.key, "steps": result.steps, "model": model, "metrics": result.metrics}
+        self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
         shutil.rmtree(work["step_dir"], ignore_errors=True)
         self.job.folder.event(
             "trained", iteration=self.graph.iteration, node=flow.node.name, steps=result.steps,

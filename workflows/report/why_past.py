@@ -135,9 +135,6 @@ class Past:
         entry = self.entry(made.iteration, made.node.name) if made.node else None
         if entry is None:
             return None
-        home, stored = (
-            self.folder.iteration(made.iteration),
-            Path(self.folder.resolved(entry["model"]["folder"])),
-        )
+        home, stored = self.folder.iteration(made.iteration), Path(entry["model"]["folder"])
         here = home / Path(*stored.parts[stored.parts.index(home.name) + 1 :])
         return here if (here / "config.json").is_file() else None
