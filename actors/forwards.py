@@ -1,10 +1,11 @@
-"""Forwards over rows: what they give, in which micro-batches, and scores without gradient."""
+"""Forwards over rows, on every rank: what they give, in which micro-batches, and scores without gradient."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +17,44 @@ from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from selfloop.actors.training import Ranks
     from selfloop.actors.zero import Sharded
 
-__all__ = ["micros_of", "nothing", "score", "target_places", "what_of"]
+__all__ = ["Ranks", "micros_of", "nothing", "score", "target_places", "what_of"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which rank this is, and small messages between all of them."""
+
+    rank: int
+    world: int
+    group: Any = None
+
+    def all(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, value, group=self.group)
+        return found
+
+    def first(self, value: Any) -> Any:
+        """The first rank's value."""
+        return self.all(value if self.rank == 0 else None)[0]
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on all ranks what one of them met."""
+        for met in self.all(error):
+            if met is not None:
+                raise met
+
+    def add(self, values: np.ndarray) -> np.ndarray:
+        """The sum over ranks of a float32 array."""
+        if self.world == 1:
+            return values
+        total = torch.from_numpy(values)
+        torch.distributed.all_reduce(total, group=self.group)
+        return total.numpy()
 
 
 def nothing(micro: Micro, view: str, name: str) -> Tensor:

@@ -22,8 +22,8 @@ from selfloop.workflows.errors import TrainerError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from selfloop.actors.forwards import Ranks
     from selfloop.actors.trainer import TrainerSpec, TrainWork
-    from selfloop.actors.training import Ranks
 
 __all__ = ["Held"]
 

@@ -19,9 +19,10 @@ from selfloop.workflows.errors import TrainerError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from selfloop.actors.forwards import Ranks
     from selfloop.actors.held import Held
     from selfloop.actors.trainer import TrainerSpec, TrainWork
-    from selfloop.actors.training import Ranks, Trainable
+    from selfloop.actors.training import Trainable
 
 __all__ = ["Progress", "alone", "resume", "save", "save_step", "work_key"]
 

@@ -106,7 +106,7 @@ class TrainerRank:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import torch
 
-        from selfloop.actors.training import Ranks
+        from selfloop.actors.forwards import Ranks
         from selfloop.actors.zero import join_group
 
         if torch.get_num_threads() != spec.threads:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from selfloop.actors.batching import Micro, Plan, Shapes, columns_of, micro_of
 from selfloop.actors.examples import Examples, computed
-from selfloop.actors.forwards import micros_of, nothing, target_places, what_of
+from selfloop.actors.forwards import Ranks, micros_of, nothing, target_places, what_of
 from selfloop.actors.heads import Pooled
 from selfloop.actors.teachers import Teaching
 from selfloop.actors.zero import Sharded
@@ -28,46 +27,11 @@ from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import ObjectiveError, SelfloopError, TrainerError
 from selfloop.workflows.objectives.base import Loss, Objective
 
-__all__ = ["Ranks", "StepError", "StepFigures", "Trainable", "schedule"]
+__all__ = ["StepError", "StepFigures", "Trainable", "schedule"]
 
 
 class StepError(TrainerError):
     """A step whose loss or gradient is not finite."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which rank this is, and small messages between all of them."""
-
-    rank: int
-    world: int
-    group: Any = None
-
-    def all(self, value: Any) -> list[Any]:
-        """Every rank's value, in order of rank."""
-        if self.world == 1:
-            return [value]
-        found: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(found, value, group=self.group)
-        return found
-
-    def first(self, value: Any) -> Any:
-        """The first rank's value."""
-        return self.all(value if self.rank == 0 else None)[0]
-
-    def agree(self, error: Exception | None) -> None:
-        """Raise on all ranks what one of them met."""
-        for met in self.all(error):
-            if met is not None:
-                raise met
-
-    def add(self, values: np.ndarray) -> np.ndarray:
-        """The sum over ranks of a float32 array."""
-        if self.world == 1:
-            return values
-        total = torch.from_numpy(values)
-        torch.distributed.all_reduce(total, group=self.group)
-        return total.numpy()
 
 
 @dataclass
