@@ -10,6 +10,7 @@ from typing import TypeVar
 from selfloop.workflows.checks_data import DataFacts, Scan, check_data
 from selfloop.workflows.checks_machine import check_folder, check_machine, check_packages, check_space
 from selfloop.workflows.checks_model import ModelFacts, check_model
+from selfloop.workflows.checks_trial import Tried, try_code
 from selfloop.workflows.config import Config, Draft
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.store.run import RunFolder
@@ -66,7 +67,7 @@ def inspect(draft: Draft, run_dir: Path | None = None) -> Findings:
     return found
 
 
-Facts = TypeVar("Facts", ModelFacts, DataFacts)
+Facts = TypeVar("Facts", ModelFacts, DataFacts, Tried)
 
 
 def take(found: Findings, facts: Facts) -> Facts:
@@ -85,7 +86,11 @@ def check_graph(config: Config, found: Findings) -> None:
         return
     try:
         found.graph_checked = True
-        found.problems += graph_problems(Setup(config))
+        setup = Setup(config)
+        problems = graph_problems(setup)
+        if not problems:
+            take(found, try_code(setup))
+        found.problems += problems
     except InputError as error:
         found.problems.append(str(error))
 

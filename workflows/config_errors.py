@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from selfloop.workflows.config import Config, Prompts, Section
 
-__all__ = ["describe", "first_line", "nearest"]
+__all__ = ["describe", "first_line", "in_short", "nearest"]
 
 # What people type who come from other trainers.
 SYNONYMS = {
@@ -153,3 +153,12 @@ def show(value: Any) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says first, without its last full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def in_short(error: BaseException) -> str:
+    """An error as one line; of a refused object its first wrong setting."""
+    if not isinstance(error, ValidationError):
+        return first_line(error)
+    item = error.errors()[0]
+    where = ".".join(str(part) for part in item["loc"])
+    return f"{error.title} does not take {where}={show(item.get('input'))} ({item['msg']})"

@@ -5,6 +5,10 @@ All of them pickle (they cross Ray), because each is built from one string.
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
+from pathlib import Path
+
 __all__ = [
     "EngineError",
     "FailedRowsError",
@@ -18,6 +22,7 @@ __all__ = [
     "StoreError",
     "TrainerError",
     "WeightsError",
+    "blamed",
 ]
 
 
@@ -75,3 +80,17 @@ class RunLockedError(StoreError):
 
 class FailedRowsError(SelfloopError):
     """More rows failed than `max_failed_rows` allows."""
+
+
+def blamed(error: BaseException) -> str:
+    """ " (FILE, line N)": the innermost place in code that is neither Selfloop's engine nor installed; empty without one."""
+    engine, library = Path(__file__).resolve().parent, sysconfig.get_paths()
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).exists()]
+    for frame in reversed(places):
+        path = Path(frame.filename).resolve()
+        ours = path.is_relative_to(engine) and "recipes" not in path.parts
+        if not ours and not any(
+            path.is_relative_to(library[name]) for name in ("stdlib", "purelib", "platlib")
+        ):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from selfloop.workflows.flow import judging
 from selfloop.workflows.flow.judging import JudgeRule, parsed
 from selfloop.workflows.flow.ops import Context
 from selfloop.workflows.judges.base import GroupJudge, Verifier
@@ -39,13 +38,12 @@ class Broken(GroupJudge):
 
 
 @pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "PAUSES", (0.0, 0.0, 0.0))
+def unseen() -> None:
     Flaky.seen.clear()
 
 
 def verdicts(judge: Any) -> list[tuple[float | None, str]]:
-    table = asyncio.run(JudgeRule(judge).run([ROWS], Context("judge", 1, 0)))
+    table = asyncio.run(JudgeRule(judge).run([ROWS], Context("judge", 1, 0, pauses=(0.0, 0.0, 0.0))))
     return list(zip(table["score"].to_pylist(), table["score_state"].to_pylist(), strict=True))
 
 

@@ -20,7 +20,6 @@ from selfloop.workflows.judges.base import GroupJudge, Judge, PromptJudge, Verdi
 __all__ = ["JudgeBy", "JudgeRule"]
 
 T = TypeVar("T")
-PAUSES = (0.0, 0.2, 1.0)  # seconds before each time that a batch's rows are judged whose judge broke
 Judged = tuple[Verdict, list[Verdict]]  # the verdict, and the single judgements behind it
 
 
@@ -61,7 +60,7 @@ class JudgeRule(JudgeOp):
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         judged: dict[int, Judged] = {}
         left = [rows for _, rows in groups(tables[0])]
-        for pause in PAUSES:
+        for pause in context.pauses:
             await asyncio.sleep(pause if left else 0)
             broken: list[list[Row]] = []
             for rows in left:

@@ -79,6 +79,11 @@ class Context:
     engine: Engine | None = None
     codec: Codec | None = None
     scorer: Scorer | None = None
+    pauses: tuple[float, ...] = (
+        0.0,
+        0.2,
+        1.0,
+    )  # seconds before each time that rows are judged whose judge broke
 
     def draw(self, *parts: object) -> random.Random:
         """A generator that depends only on the run, the iteration, the node and these parts."""
@@ -323,12 +328,21 @@ class Score(Op):
         return with_column(tables[0], self.column, pa.array(values, pa.float64()))
 
 
+def reads_of(rule: Any) -> frozenset[str]:
+    """The columns without which a rule could not choose, as it declares them in `reads`."""
+    return frozenset(getattr(rule, "reads", ()))
+
+
 @dataclass(frozen=True)
 class Keep(Op):
     """The rows of each prompt group that a rule keeps; failed rows are never among them."""
 
     verb: ClassVar[str] = "keep"
     rule: Callable[..., Iterable[Row]]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return reads_of(self.rule)
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         kept: list[int] = []
@@ -347,7 +361,7 @@ class Pair(Op):
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset({"prompt_id", "prompt_ids", "response_ids", "completion"})
+        return reads_of(self.rule) | {"prompt_id", "prompt_ids", "response_ids", "completion"}
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
         sides = {

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from selfloop.workflows.config import Evaluation
-from selfloop.workflows.errors import InputError
+from selfloop.workflows.config_errors import in_short
+from selfloop.workflows.errors import InputError, SelfloopError, blamed
 from selfloop.workflows.flow import ops
 from selfloop.workflows.flow.graph import Graph, ModelRef
 from selfloop.workflows.flow.stream import Builder, Iteration, Model, SourceInfo, Stream
@@ -69,7 +70,7 @@ class Planner:
         if index == 0:
             policy = it.initial
         else:
-            outputs = as_roles(self.recipe.iteration(it), self.recipe)
+            outputs = as_roles(written(self.recipe, it), self.recipe)
             builder.graph.outputs = {role: model.ref for role, model in outputs.items()}
             policy = outputs.get("policy", Model(builder, ModelRef("policy", index - 1), self.max_tokens))
         if index % self.evaluation.every == 0 or index == self.iterations:
@@ -111,6 +112,18 @@ class Planner:
     def stored(it: Iteration, iteration: int, node: str, like: Stream) -> Stream:
         """The committed rows of a node of an earlier iteration."""
         return it.builder.stream(ops.Source(f"@{iteration}/{node}", has=like.columns), (), f"{node}-before")
+
+
+def written(recipe: Recipe, it: Iteration) -> Model | dict[str, Model]:
+    """What the recipe's page gives; what it raises becomes one sentence with its place."""
+    try:
+        return recipe.iteration(it)
+    except SelfloopError:
+        raise
+    except Exception as error:  # a recipe may be the user's own, and its objects refuse wrong settings
+        raise InputError(
+            f"{type(recipe).__name__}.iteration raised {type(error).__name__}: {in_short(error)}{blamed(error)}. Mend it there"
+        ) from error
 
 
 def as_roles(result: Model | dict[str, Model], recipe: Recipe) -> dict[str, Model]:

@@ -10,23 +10,44 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from selfloop.workflows.judges.answers import Extract, extract_answer
 
-__all__ = ["BestOfN", "Correct", "MostAgainstLeast", "Pair", "best_against_worst", "scored_rows"]
+__all__ = [
+    "BestOfN",
+    "Correct",
+    "MostAgainstLeast",
+    "Pair",
+    "Rule",
+    "best_against_worst",
+    "reads",
+    "scored_rows",
+]
 
+RuleFunction = TypeVar("RuleFunction", bound=Callable[..., Any])
 Row = Mapping[str, Any]
 Pair = tuple[Any, Any] | tuple[Any, Any, dict[str, Any]]
 
 
 class Rule(BaseModel):
-    """A rule with settings."""
+    """A rule with settings. reads: columns without which it could not choose; the lint asks for them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    reads: ClassVar[tuple[str, ...]] = ()
+
+
+def reads(*columns: str) -> Callable[[RuleFunction], RuleFunction]:
+    """Declares the `reads` of a rule that is a plain function."""
+
+    def declare(rule: RuleFunction) -> RuleFunction:
+        vars(rule)["reads"] = columns
+        return rule
+
+    return declare
 
 
 def scored_rows(rows: Sequence[Row]) -> list[Row]:
@@ -41,6 +62,7 @@ def scored_rows(rows: Sequence[Row]) -> list[Row]:
     return sorted(usable, key=_sample)
 
 
+@reads("score")
 def best_against_worst(rows: Sequence[Row], rng: random.Random) -> list[Pair]:
     """Highest against lowest mean score (Self-Rewarding, arXiv 2401.10020, section 2.2).
 
@@ -68,6 +90,7 @@ def _sample(row: Row) -> int:
 class BestOfN(Rule):
     """Keeps the `keep` responses with the highest scores, equal ones by sample number; none if none is scored."""
 
+    reads: ClassVar[tuple[str, ...]] = ("score",)
     keep: int = Field(default=1, ge=1)
 
     def __call__(self, rows: Sequence[Row], rng: random.Random) -> list[Row]:
@@ -80,6 +103,7 @@ class Correct(Rule):
     Correct is a score of at least `threshold`. dedup: of equal texts only the first counts.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("score",)
     cap: int | None = Field(default=10, ge=1, description="most kept a prompt; None: all")
     dedup: bool = False
     threshold: float = 0.5
@@ -104,6 +128,7 @@ class MostAgainstLeast(Rule):
     extract: as in the judge.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("score",)
     threshold: float = Field(default=0.5, ge=0, le=1, description="tau, as a share of k")
     extract: Extract = "text"
 
