@@ -44,8 +44,8 @@ def work_key(spec: TrainerSpec, work: TrainWork, task: Trainable) -> str:
         name: value for name, value in asdict(spec).items() if name not in ("model", "checkpoint_steps")
     }
     plan, examples = task.plan, task.examples
-    about = [shared, work.role, work.version, work.optimizer, work.head, work.lr, plan.batch_size, plan.epochs, plan.seed,
-             type(work.objective).__name__, work.objective.model_dump(mode="json")]  # fmt: skip
+    about = [shared, work.role, work.version, work.optimizer, work.head, work.lr, work.span, plan.batch_size,
+             plan.epochs, plan.seed, type(work.objective).__name__, work.objective.model_dump(mode="json")]  # fmt: skip
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, view in examples.views.items():
         digest.update(name.encode())

@@ -33,8 +33,9 @@ __all__ = ["TrainResult", "TrainWork", "TrainerRank", "TrainerSpec"]
 @dataclass(frozen=True)
 class TrainerSpec:
     """What ranks are started with. model: a Hugging Face folder (architecture, tokenizer). lr, batch_size: defaults of
-    a train node. warmup: share of its steps. batch_size: examples an optimizer step, over all ranks. bfloat16 keeps
-    float32 master weights; at ZeRO 0 it runs as ZeRO 1, with the same result. lora: train adapters on a frozen base."""
+    a train node. warmup, schedule, floor: as in `training.schedule`. batch_size: examples an optimizer step, over all
+    ranks. bfloat16 keeps float32 master weights; at ZeRO 0 it runs as ZeRO 1, with the same result. lora: train adapters on
+    a frozen base."""
 
     model: str
     ranks: int = 1
@@ -48,6 +49,7 @@ class TrainerSpec:
     clip: float | None = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = 0.0
+    floor: float = 0.0
     batch_size: int = 64
     tokens_per_micro_batch: int = 8192
     checkpoint_steps: int = 50
@@ -62,7 +64,8 @@ class TrainWork:
     reference: folder of the model that reference log-probs are of. optimizer: `continued` takes up the moments in
     `start_state`, which a train node with `continued` leaves there. out, state_out: folders to write. step_dir: where
     step checkpoints go, for replay after a death. frozen: folders of the teachers that an objective asks for. head: what
-    is made has a scalar head, the start's or, if that is a language model, a new one. node: how messages name the node.
+    is made has a scalar head, the start's or, if that is a language model, a new one. span: (iteration, of iterations) that
+    the learning rate's schedule goes over. node: how messages name the node.
     """
 
     role: str
@@ -82,6 +85,7 @@ class TrainWork:
     batch_size: int | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
     head: bool = False
+    span: tuple[int, int] = (1, 1)
     node: str = "train"
 
 
@@ -280,7 +284,9 @@ class TrainerRank:
         from selfloop.actors.training import StepError, schedule
 
         spec, index = self.spec, progress.step
-        lr = schedule(spec.schedule, work.lr or spec.lr, spec.warmup, index, task.plan.steps)
+        (place, of), steps = work.span, task.plan.steps
+        at = (place - 1) * steps + index
+        lr = schedule(spec.schedule, work.lr or spec.lr, spec.warmup, at, of * steps, spec.floor)
         rows, task.index = task.plan.step(index), index
         self.held(work.head).stepped = True
         try:

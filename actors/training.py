@@ -63,17 +63,17 @@ class StepFigures:
         self.error = self.error or other.error
 
 
-def schedule(kind: str, lr: float, warmup: float, step: int, steps: int) -> float:
+def schedule(kind: str, lr: float, warmup: float, step: int, steps: int, floor: float = 0.0) -> float:
     """The learning rate of optimizer step `step` (from 0) of `steps`: a linear warm-up over a share of the steps, then
-    constant, or down to 0 linearly or along a cosine."""
+    constant, or down to the share `floor` of it linearly or along a cosine."""
     warm = int(np.ceil(warmup * steps))
     if step < warm:
         return lr * (step + 1) / warm
     done = (step - warm) / max(steps - warm, 1)
     if kind == "linear":
-        return lr * (1 - done)
+        return lr * (floor + (1 - floor) * (1 - done))
     if kind == "cosine":
-        return float(lr * 0.5 * (1 + np.cos(np.pi * done)))
+        return float(lr * (floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * done))))
     return lr
 
 

@@ -36,8 +36,9 @@ def problems(config: Config, run_dir: Path | None = None) -> list[str]:
     return inspect(Draft(config=config, problems=[]), run_dir).problems
 
 
-def inspect(draft: Draft, run_dir: Path | None = None) -> Findings:
-    """Everything that is wrong with a config as far as it could be read, in the order of the config."""
+def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) -> Findings:
+    """Everything that is wrong with a config as far as it could be read, in the order of the config. confirmed: the user
+    has said yes to what must be asked first."""
     found = Findings(list(draft.problems))
     if draft.config is None:
         return found
@@ -59,7 +60,7 @@ def inspect(draft: Draft, run_dir: Path | None = None) -> Findings:
         found.problems += check_packages(config)
     if run_dir is not None:
         whole = not draft.problems
-        blocked = list(check_folder(config if whole else None, run_dir))
+        blocked = list(check_folder(config if whole else None, run_dir, confirmed))
         found.problems += blocked
         if not blocked and "iterations" not in broken:
             found.problems += check_space(config, run_dir, found.parameters)

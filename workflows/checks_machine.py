@@ -107,9 +107,10 @@ def check_packages(config: Config) -> Iterator[str]:
         )
 
 
-def check_folder(config: Config | None, run_dir: Path) -> Iterator[str]:
-    """A run folder that cannot be written or that belongs to another config (not compared with None)."""
-    from selfloop.workflows.store.run import RunFolder, changes
+def check_folder(config: Config | None, run_dir: Path, confirmed: bool = False) -> Iterator[str]:
+    """A run folder that cannot be written, that belongs to another config (not compared with None), or whose run goes on
+    only when the user says yes."""
+    from selfloop.workflows.store.run import RunFolder, changes, unconfirmed
 
     blocked = unwritable(run_dir)
     if blocked:
@@ -124,7 +125,10 @@ def check_folder(config: Config | None, run_dir: Path) -> Iterator[str]:
         yield f"{run_dir}/config.json is broken, so its run cannot go on. Choose another --run-dir"
         return
     if held is not None:
-        changed = changes(held, config.model_dump(mode="json")) if config else []
+        wanted = config.model_dump(mode="json") if config else held
+        changed, question = changes(held, wanted), unconfirmed(held, wanted)
+        if question and not confirmed:
+            yield question
         if changed:
             yield (
                 f"{run_dir} holds a run of another config: {'; '.join(changed)}. Choose another --run-dir, or set "

@@ -41,6 +41,7 @@ RunDir = Annotated[
     Path | None, typer.Option("--run-dir", help="the run folder; default runs/<name of the config>")
 ]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, e.g. runs/quickstart")]
+Yes = Annotated[bool, typer.Option("--yes", help="go on where an error asked for it")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -57,6 +58,7 @@ def run(
     again: Annotated[
         bool, typer.Option("--again", help="rename a finished run of this folder aside first")
     ] = False,
+    yes: Yes = False,
     debug: Debug = False,
 ) -> None:
     """Run a config. On the folder of the same config it goes on where it stopped."""
@@ -68,9 +70,9 @@ def run(
         draft = read_config(config, overrides)
         if again and draft.config is not None:
             set_aside(draft.config, folder)
-        found = checked(draft, folder)
+        found = checked(draft, folder, yes)
     assert draft.config is not None
-    start(draft.config, folder, found.notes, debug)
+    start(draft.config, folder, found.notes, debug, yes)
 
 
 @app.command()
@@ -79,6 +81,7 @@ def resume(
     iterations: Annotated[
         str | None, typer.Argument(metavar="[iterations=N]", help="extend the run to N iterations")
     ] = None,
+    yes: Yes = False,
     debug: Debug = False,
 ) -> None:
     """Go on with a run that was stopped or killed, or extend a finished one."""
@@ -88,8 +91,8 @@ def resume(
     with outcomes(debug):
         folder, config = open_config(go_to_start(run), **extension(iterations))
         say(f"Run folder: {folder}")
-        found = checked(Draft(config=config, problems=[]), folder)
-    start(config, folder, found.notes, debug)
+        found = checked(Draft(config=config, problems=[]), folder, yes)
+    start(config, folder, found.notes, debug, yes)
 
 
 def extension(given: str | None) -> dict[str, int]:
@@ -264,17 +267,17 @@ def set_aside(config: Config, folder: Path) -> None:
     say(f"The earlier run is now {free}")
 
 
-def checked(draft: Draft, folder: Path) -> Findings:
+def checked(draft: Draft, folder: Path, yes: bool = False) -> Findings:
     """The findings of a config without problems; raises InputError with all of these."""
     from selfloop.workflows.checks import inspect
 
-    found = inspect(draft, folder)
+    found = inspect(draft, folder, yes)
     if found.problems:
         raise InputError.of(found.problems)
     return found
 
 
-def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
+def start(config: Config, folder: Path, notes: list[str], debug: bool, yes: bool = False) -> None:
     """Run a checked config."""
     from selfloop.workflows.config_file import find_recipe
     from selfloop.workflows.report.console import Console
@@ -299,7 +302,7 @@ def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
         console.earlier(read_metrics(folder))
         from selfloop.workflows.flow.loop import run as run_loop
 
-        run_loop(config, folder, console)
+        run_loop(config, folder, console, yes)
 
 
 if __name__ == "__main__":

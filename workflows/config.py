@@ -19,6 +19,7 @@ __all__ = [
     "Generator",
     "Lora",
     "Prompts",
+    "Schedule",
     "Section",
     "Trainer",
     "load_config",
@@ -144,6 +145,23 @@ class Lora(Section):
         return named
 
 
+class Schedule(Section):
+    """How the learning rate falls after the warm-up: `schedule: cosine` is short for `schedule: {kind: cosine}`."""
+
+    kind: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="stays, or falls along a line or half a cosine"
+    )
+    floor: float = Field(default=0.0, ge=0, le=1, description="where it ends, as a share of the rate")
+    over: Literal["node", "run"] = Field(
+        default="node", description="each train node alone, or one curve over all iterations"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
 class Trainer(Section):
     """The DeepSpeed group that learns."""
 
@@ -162,10 +180,13 @@ class Trainer(Section):
     betas: tuple[Share, Share] = Field(default=(0.9, 0.95), description="AdamW's")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's")
     clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: none")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="of the learning rate within a train node"
+    schedule: Schedule = Schedule()
+    warmup: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the steps that schedule.over spans, in which the rate rises",
     )
-    warmup: float = Field(default=0.0, ge=0, le=1, description="share of the steps of a train node")
     batch_size: int = Field(default=64, ge=1, description="examples per optimizer step, over all ranks")
     tokens_per_micro_batch: int = Field(
         default=8192, ge=8, description="of one forward; memory depends on it, the loss does not"

@@ -157,7 +157,7 @@ def parse_yaml(text: str, origin: Origin) -> Any:
     if not isinstance(node, yaml.MappingNode):
         raise InputError(f"{origin.file} must hold settings (key: value lines), and holds something else")
     origin.lines.update(key_lines(node))
-    for key in ("prompts", *(f"data.{name}" for name in names_under(tree, "data"))):
+    for key in ("prompts", "trainer.schedule", *(f"data.{name}" for name in names_under(tree, "data"))):
         value = OmegaConf.select(tree, key, throw_on_resolution_failure=False)
         if isinstance(value, str) and value != "???":
             OmegaConf.update(tree, key, shorthand(key, value), merge=False)
@@ -184,9 +184,13 @@ def names_under(tree: Any, key: str) -> list[str]:
 
 def shorthand(key: str, value: Any) -> Any:
     """`prompts=data.jsonl` means `prompts.source=data.jsonl` and nothing else of the old prompts."""
+    if not isinstance(value, str):
+        return value
+    if key == "trainer.schedule":
+        return {"kind": value}
     parts = key.split(".")
     names_source = parts == ["prompts"] or (len(parts) == 2 and parts[0] == "data")
-    return {"source": value} if names_source and isinstance(value, str) else value
+    return {"source": value} if names_source else value
 
 
 def blocked(tree: Any, key: str) -> str | None:

