@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.workflows.cli_outcomes import outcomes, stopped_by_signal
+from selfloop.workflows.cli_outcomes import complain, outcomes, stopped_by_signal
 from selfloop.workflows.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,31 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 def main() -> None:
     """The `selfloop` command."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        complain(
+            "Error: the folder that this command was started in is gone (deleted or renamed). cd to one that exists"
+        )
+        sys.exit(2)
     app()
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        print_versions()
+        raise typer.Exit(0)
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="print the version and exit", is_eager=True, callback=print_version),
+]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """A language model that improves itself: published self-improvement methods on Ray, vLLM and DeepSpeed."""
 
 
 @app.command()
@@ -66,11 +90,11 @@ def run(
 
     with outcomes(debug):
         folder = run_folder(config, run_dir)
-        say(f"Run folder: {folder}")
         draft = read_config(config, overrides)
         if again and draft.config is not None:
             set_aside(draft.config, folder)
         found = checked(draft, folder, yes)
+        say(f"Run folder: {folder}")
     assert draft.config is not None
     start(draft.config, folder, found.notes, debug, yes)
 
@@ -90,8 +114,8 @@ def resume(
 
     with outcomes(debug):
         folder, config = open_config(go_to_start(run), **extension(iterations))
-        say(f"Run folder: {folder}")
         found = checked(Draft(config=config, problems=[]), folder, yes)
+        say(f"Run folder: {folder}")
     start(config, folder, found.notes, debug, yes)
 
 
@@ -133,9 +157,11 @@ def check(
 @app.command()
 def methods() -> None:
     """List the methods: slug, kind, whether they need answers, paper, and a config to start from."""
+    import shutil
+
     from selfloop.workflows.report.methods import methods_table
 
-    say(methods_table())
+    say(methods_table(shutil.get_terminal_size((80, 24)).columns))
 
 
 @app.command()
@@ -202,6 +228,17 @@ def chat(
 @app.command()
 def version() -> None:
     """Print the version of Selfloop and of what it runs on."""
+    print_versions()
+
+
+# What the commands share
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def print_versions() -> None:
     import platform
     from importlib import metadata
 
@@ -211,13 +248,6 @@ def version() -> None:
             say(f"  {name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-
-
-# What the commands share
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def in_ray_job() -> bool:
@@ -242,7 +272,14 @@ def go_to_start(run: str) -> str:
     from selfloop.workflows.store.run import RunFolder
 
     folder = Path(run).expanduser().absolute()
-    if (place := RunFolder(folder).started_in()) is None:
+    place = RunFolder(folder).started_in()
+    if place is None:
+        return run
+    if not place.is_dir():
+        say(
+            f"Note: {place}, the folder that this run was started in, is gone: relative paths and modules of its config are "
+            f"looked for from {Path.cwd()} instead."
+        )
         return run
     os.chdir(place)
     return str(folder)

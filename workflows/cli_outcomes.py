@@ -16,7 +16,7 @@ import typer
 
 from selfloop.workflows.errors import InputError, SelfloopError
 
-__all__ = ["outcomes", "stopped_by_signal"]
+__all__ = ["complain", "outcomes", "stopped_by_signal"]
 
 
 @contextmanager
@@ -86,4 +86,5 @@ def brief(error: BaseException) -> str:
 
 
 def complain(text: str) -> None:
+    """Print to stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -20,6 +20,8 @@ SELFLOOP = str(Path(sys.executable).with_name("selfloop"))
 SMALL = ["iterations=1", "prompts.per_iteration=32", "prompts.heldout=16", "evaluation.samples=1", "settings.epochs=1",
          "evaluation.bootstrap=100"]  # fmt: skip
 
+SHORT = ["generator.max_tokens=16", "generator.max_model_len=512"]  # what the pocket model can take
+
 
 def commands() -> list[str]:
     """What a reader would type: fenced lines, and inline code, that start with selfloop."""
@@ -35,7 +37,7 @@ def commands() -> list[str]:
 
 def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    questions = [{"question": f"What is {k} and {k}?", "answer": f"#### {2 * k}"} for k in range(48)]
+    questions = [{"question": f"What is {k} and {k}?", "answer": f"#### {2 * k}"} for k in range(96)]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
@@ -53,12 +55,19 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     assert [line["iteration"] for line in metrics] == [0, 1]
     assert all(line["sync_logprob_gap"] <= 1e-3 for line in metrics)
     row = rows_of(tmp_path / "runs/quickstart", 1, "sample")[0]["prompt_id"]
-    stand_ins = {"CONFIG": "configs/spin.yaml", "ROW": row, "3": "1", "RUN": "runs/quickstart"}
+    stand_ins = {
+        "CONFIG": "configs/spin.yaml",
+        "ROW": row,
+        "3": "1",
+        "RUN": "runs/quickstart",
+        "model=MODEL": "model=pocket",
+    }
     typed = commands()
     assert len(typed) >= 6
     for line in typed:
         words = [stand_ins.get(word, word) for word in line.split()]
         small = [one for one in SMALL if "per_iteration" not in one] if words[1] == "run" else []
+        small += SHORT if "model=MODEL" in line else []
         said = go(" ".join(words), *small)
         assert said.strip(), line
     assert "finished" in go("selfloop resume runs/quickstart")

@@ -15,8 +15,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from selfloop.workflows import chat, checks_machine, cli
-from selfloop.workflows.config import Config
+from selfloop.workflows.config import Config, Prompts
 from selfloop.workflows.errors import InputError, SelfloopError, TrainerError
+from selfloop.workflows.recipes import RECIPES
+from selfloop.workflows.report.methods import methods_table
 from selfloop.workflows.store.run import RunFolder
 
 CONFIG = "recipe: self-rewarding\nprompts: {source: pocket, heldout: 8, options: {size: 16}}\n"
@@ -72,7 +74,49 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Pat
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_version_is_an_option_too() -> None:
+    assert call("--version").stdout == call("version").stdout
+    assert call("--version").exit_code == 0
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_methods_fit_the_terminal(width: int) -> None:
+    text = methods_table(width)
+    assert all(len(line) <= max(width, 64) for line in text.splitlines())
+    assert all(f"{slug} " in text for slug in RECIPES)
+    assert "own-data" in text
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    code = "import os, shutil; os.mkdir('gone'); os.chdir('gone'); os.rmdir(os.getcwd()); from selfloop.workflows.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "methods"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: the folder that this command was started in is gone")
+
+
+def test_a_run_whose_own_working_folder_is_gone_says_so(
+    loops: list[tuple[Config, Path]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "c"
+    config = Config(recipe="self-rewarding", prompts=Prompts(heldout=8, options={"size": 16}))
+    RunFolder(folder).open(config.model_dump(mode="json"))
+    environment = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps(environment | {"folder": str(tmp_path / "away")}))
+    result = call("resume", "runs/c")
+    assert result.exit_code == 0, result.stderr
+    assert f"Note: {tmp_path}/away, the folder that this run was started in, is gone" in result.stdout
+
+
 # run
+
+
+def test_nothing_is_printed_before_the_errors_of_a_config() -> None:
+    Path("c.yaml").write_text(CONFIG + "iterations: none\n")
+    result = call("run", "c.yaml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: c.yaml, line 3: iterations")
 
 
 def test_run_prints_its_folder_first_and_starts(loops: list[tuple[Config, Path]], tmp_path: Path) -> None:
@@ -292,9 +336,7 @@ def test_check_prints_the_graph() -> None:
 
 
 def test_methods_lists_each_with_a_config_to_start_from() -> None:
-    from selfloop.workflows.recipes import RECIPES
-
-    lines = call("methods").stdout.splitlines()
+    lines = methods_table(200).splitlines()
     assert lines[0].split() == ["method", "kind", "answers", "paper", "configs"]
     assert [line.split()[0] for line in lines[1:]] == sorted(RECIPES)
     assert all(line.split()[-1] != "-" for line in lines[1:])

@@ -98,7 +98,7 @@ def test_every_shipped_config_loads_by_its_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ["model=pocket"]
+    given = ["model=pocket", "prompts.source=pocket"]
     assert load_config(name, given) == load_config(f"configs/{name}.yaml", given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from importlib import resources
 
 __all__ = ["configs_of", "methods_table"]
@@ -19,8 +20,8 @@ def configs_of() -> dict[str, list[str]]:
     return found
 
 
-def methods_table() -> str:
-    """slug, kind, labels, paper, configs: one line a method, in columns."""
+def methods_table(width: int = 80) -> str:
+    """slug, kind, labels, paper, configs: a line a method, in columns; configs on lines of their own where it is narrow."""
     from selfloop.workflows.recipes import RECIPES
 
     configs = configs_of()
@@ -29,6 +30,17 @@ def methods_table() -> str:
         answers = "not needed" if recipe.label_free else "needed"
         rows.append((slug, recipe.kind, answers, recipe.paper, ", ".join(configs.get(slug, ["-"]))))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    heads = ["  ".join(f"{row[i]:<{widths[i]}}" for i in range(4)) for row in rows]
+    lines = [f"{head}  {row[4]}" for head, row in zip(heads, rows, strict=True)]
+    if max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    below = [
+        textwrap.wrap(f"configs: {row[4]}", width, initial_indent="  ", subsequent_indent="  ")
+        for row in rows
+    ]
     return "\n".join(
-        "  ".join([*(f"{row[i]:<{widths[i]}}" for i in range(4)), row[4]]).rstrip() for row in rows
+        [
+            heads[0].rstrip(),
+            *("\n".join([head.rstrip(), *more]) for head, more in zip(heads[1:], below[1:], strict=True)),
+        ]
     )

@@ -106,12 +106,12 @@ class RunFolder:
         return held["config"]
 
     def started_in(self) -> Path | None:
-        """The working folder of the command that made the run, where it is still there: relative paths and modules of the
-        config are meant from there."""
+        """The working folder of the command that made the run, which may be gone: relative paths and modules of the config are
+        meant from there."""
         path = self.path / "environment.json"
         held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         folder = Path(held.get("folder", ""))
-        return folder if folder.is_absolute() and folder.is_dir() else None
+        return folder if folder.is_absolute() else None
 
     def update_config(self, config: dict[str, Any]) -> None:
         """Replace the config by one that the run may go on with (more iterations)."""
