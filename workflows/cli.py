@@ -1,4 +1,4 @@
-"""The command line: `selfloop run | resume | check | methods | show | why | chat | version`.
+"""The command line: `selfloop run | resume | check | methods | show | why | chat | export | version`.
 
 Exit status: 0 done, 2 bad input (a message on stderr), 1 failed, 130 stopped. Nothing heavy is imported before its use.
 """
@@ -223,6 +223,27 @@ def chat(
             file=sys.stderr,
         )
         talk.chat(talk.load(folder, temperature, max_tokens))
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="where it is written; must not exist")],
+    iteration: Annotated[int | None, typer.Option(help="whose policy; default the last", min=1)] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a policy as a model folder of its own, in the precision of the model that the run began with."""
+    from selfloop.workflows import chat as talk
+    from selfloop.workflows.report.show import open_run
+    from selfloop.workflows.store.export import export_policy
+
+    with outcomes(debug):
+        policy, index = talk.checkpoint_of(run, iteration)
+        if index == 0:
+            raise InputError(f"{run} has no policy yet: no iteration is complete. Run it on, then export")
+        initial = talk.initial(str(open_run(run)[1].get("model", "pocket")))
+        kind = export_policy(policy, initial, to.expanduser().absolute())
+        say(f"The policy after iteration {index}, in {kind}: {to.expanduser().absolute()}")
 
 
 @app.command()
