@@ -333,3 +333,134 @@ def test_every_node_of_every_recipe_has_the_same_key_in_every_process() -> None:
     )  # fmt: skip
     assert one == two and len(json.loads(one)[0]) > 50
     assert " at 0x" not in one
+
+
+# Where code lives does not count; what it reaches does
+
+
+def modules_of(texts: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The first of these modules, imported from a folder of its own."""
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(folder)
+    resolve.cache_clear()
+    return importlib.import_module(next(iter(texts)))
+
+
+RULE = "from aid import clean\n\ndef rule(rows, rng):\n    return [clean(row) for row in rows]\n"
+CLEAN = "def clean(row):\n    return row\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "same"),
+    [
+        ({"mine": RULE, "aid": CLEAN}, True),
+        ({"theirs": RULE, "aid": CLEAN}, True),  # a moved file
+        ({"mine": RULE.replace("aid", "other"), "other": CLEAN}, True),  # a moved helper
+        ({"mine": RULE.replace("from aid import clean", "import os\nfrom aid import clean"), "aid": CLEAN}, True),
+        ({"mine": CLEAN + RULE.replace("from aid import clean\n", "")}, True),  # everything in one file
+        ({"mine": RULE.replace("from aid import clean\n", "").replace("    return", "    from aid import clean\n    return"),
+          "aid": CLEAN}, True),  # imported inside the function
+        ({"mine": RULE, "aid": CLEAN.replace("return row", "return None")}, False),
+        ({"mine": RULE, "aid": "from more import clean\n", "more": CLEAN}, True),
+        ({"mine": RULE, "aid": "from more import clean\n", "more": CLEAN.replace("return row", "return None")}, False),
+        ({"mine": RULE.replace("from aid import clean\n", "").replace("    return", "    from aid import clean\n    return"),
+          "aid": CLEAN.replace("return row", "return None")}, False),
+    ],
+)  # fmt: skip
+def test_code_may_move_and_its_helpers_count(
+    texts: dict[str, str], same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = identity(modules_of({"mine": RULE, "aid": CLEAN}, tmp_path / "first", monkeypatch).rule)
+    other = identity(modules_of(texts, tmp_path / "other", monkeypatch).rule)
+    assert (first == other) is same
+
+
+def test_a_helper_named_through_its_module_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = "import aid\ndef rule(rows, rng):\n    return aid.clean(rows)\n"
+    found = [
+        identity(modules_of({"mine": rule, "aid": text}, tmp_path / str(place), monkeypatch).rule)
+        for place, text in enumerate((CLEAN, CLEAN, CLEAN.replace("return row", "return None")))
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+def test_equal_names_in_two_modules_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = "from a import f as one\nfrom b import f as two\ndef rule(rows, rng):\n    return one(rows), two(rows)\n"
+    x, y = "def f(rows):\n    return 1\n", "def f(rows):\n    return 2\n"
+    found = [
+        identity(modules_of({"mine": rule, "a": a, "b": b}, tmp_path / str(place), monkeypatch).rule)
+        for place, (a, b) in enumerate(((x, y), (y, x), (x, y)))
+    ]
+    assert found[0] == found[2] != found[1]
+
+
+def test_functions_that_call_each_other_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "def even(n):\n    return n == 0 or odd(n - 1)\n\ndef odd(n):\n    return n != 0 and even(n - 1)\n"
+    first = modules_of({"mine": text}, tmp_path / "a", monkeypatch)
+    known = identity(first.even), identity(first.odd)
+    other = modules_of({"mine": text.replace("n != 0", "n != 1")}, tmp_path / "b", monkeypatch)
+    assert known[0] != known[1]
+    assert identity(other.even) != known[0] and identity(other.odd) != known[1]
+
+
+RECIPE = """
+from selfloop.workflows.recipes.base import Recipe
+
+LIMIT = 3
+
+class Mine(Recipe):
+    most: int = 2
+
+    def iteration(self, it):
+        return it.policy.train(it.prompts().keep(self.rule), "loss")
+
+    def rule(self, rows, rng):
+        return self.first(rows)
+
+    def first(self, rows):
+        return rows[: self.most][:LIMIT]
+
+    def unused(self, rows):
+        return rows
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ('"loss"', '"another loss"', True),  # the page changed, not this node
+        ("        return rows\n", "        return None\n", True),
+        ("rows[: self.most]", "rows[self.most :]", False),
+        ("LIMIT = 3", "LIMIT = 4", False),
+        ("most: int = 2", "most: int = 5", False),
+    ],
+)
+def test_a_recipes_own_rule_counts_by_what_it_reaches(
+    old: str, new: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert old in RECIPE
+    found = [
+        identity(modules_of({"mine": text}, tmp_path / str(place), monkeypatch).Mine().rule)
+        for place, text in enumerate((RECIPE, RECIPE.replace(old, new)))
+    ]
+    assert (found[0] == found[1]) is same
+
+
+def test_a_verifier_by_path_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules_of({"mine": CLEAN}, tmp_path / "a", monkeypatch)
+    first = identity(verifier("mine:clean"))
+    modules_of({"theirs": CLEAN}, tmp_path / "b", monkeypatch)
+    assert identity(verifier("theirs:clean")) == first
+
+
+def test_no_module_path_is_in_a_key() -> None:
+    found = keys.Found("selfloop", None)
+    found.follow(type(rubric.AdditiveRubric()))
+    told = json.dumps([found.describe(thing) for thing in found.things])
+    assert "AdditiveRubric#0" in told
+    assert "selfloop." not in re.sub(
+        r'"(?:[^"\\]|\\.)*?\\n(?:[^"\\]|\\.)*"', "", told
+    )  # beside what sources say themselves

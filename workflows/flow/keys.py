@@ -1,42 +1,53 @@
 """Content keys: what a node's rows depend on, and nothing else, as one hash.
 
 Resume compares it with what was committed, `reuse` takes finished nodes of another run by it. A function counts by its
-source, the values it carries (defaults, closure, the constants it names) and the code of its own package that it
-names; an object by its type and its fields. Nothing here may differ between two processes: no address, no order of a set.
+source, the values it carries (defaults, closure, the constants it names) and the code of one's own that it names; an
+object by its type and its fields. Where code lives does not count: no module path, no import statement. Nothing here may
+differ between two processes: no address, no order of a set.
+
+An example. Of this rule of a user's,
+
+    from texts import clean            # a module beside it
+
+    LEAST = 3
+
+    def longest(rows, rng, *, most=2):
+        return [row for row in rows if len(clean(row["response"])) >= LEAST][:most]
+
+the key knows two things, each as [name, source, what its names stand for, [constants, defaults, keyword defaults, closure,
+what it wraps]]:
+
+    ["longest#0", "def longest(rows, …", {"clean": "clean#0"}, [{"LEAST": 3}, null, {"most": 2}, {}, null]]
+    ["clean#0",   "def clean(text): …",  {},                   [{}, null, null, {}, null]]
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import inspect
 import json
-import sys
 from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from selfloop.workflows.flow.words import (
-    CACHED,
-    CONSTANTS,
-    Words,
-    as_text,
-    constant,
-    home,
-    installed,
-    qualified,
+from selfloop.workflows.flow.code import (
+    functions_of,
+    global_names,
+    imported,
+    members_of,
+    own,
+    source_of,
+    unwritten,
 )
+from selfloop.workflows.flow.words import CACHED, CONSTANTS, HERE, Words, constant, home, installed, label
 
 if TYPE_CHECKING:
     from selfloop.workflows.flow.graph import Node
 
 __all__ = ["content_key", "identity", "source_hash"]
-
-CHANGES = frozenset({"add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove",
-                     "setdefault", "update"})  # fmt: skip
 
 
 def content_key(
@@ -63,16 +74,19 @@ def identity(value: Any) -> Any:
     return SETTINGS.of(value)
 
 
-def source_hash(thing: Any) -> str:
-    """Hash of a function or class: its source, the values it carries, and the same of all that it names in its package."""
-    return hash_of(thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing))
+def source_hash(thing: Any, owner: type[Any] | None = None) -> str:
+    """Hash of a function or class: its source, the values it carries, and the same of all of one's own that it names.
+
+    owner: the class of the object whose method the function is; what it names of that class is followed too.
+    """
+    return hash_of(thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing), owner)
 
 
 @functools.lru_cache(maxsize=1024)
-def hash_of(target: Any) -> str:
-    found = Found(home(target))
-    found.add(target)
-    known = sorted(json.dumps(found.told(thing), sort_keys=True) for thing in found.things)
+def hash_of(target: Any, owner: type[Any] | None = None) -> str:
+    found = Found(home(target), owner)
+    found.follow(target)
+    known = sorted(json.dumps(found.describe(thing), sort_keys=True) for thing in found.things)
     return hashlib.sha256("\x1f".join(known).encode()).hexdigest()[:16]
 
 
@@ -80,42 +94,74 @@ SETTINGS = Words(source_hash)
 
 
 class Found:
-    """The functions and classes that one reaches within its package, each under a tag that is the same in every process."""
+    """The functions and classes that one reaches among one's own code, each under a tag that is the same in every process."""
 
-    def __init__(self, package: str):
+    def __init__(self, package: str, owner: type[Any] | None):
         self.package = package
+        self.owner = owner
         self.things: list[Any] = []
         self.tags: dict[int, str] = {}
         self.counts: dict[str, int] = {}
         self.carried = Words(self.tag)
 
-    def add(self, thing: Any) -> str:
-        """Its tag: the name, and which one of that name it is (closures share theirs)."""
+    def follow(self, thing: Any) -> str:
+        """Its tag: the name, and which one of that name it is, in the order in which they are reached."""
         if id(thing) not in self.tags:
-            name = qualified(thing)
+            name = label(thing)
             count = self.counts[name] = self.counts.get(name, -1) + 1
             self.tags[id(thing)] = f"{name}#{count}"
             self.things.append(thing)
         return self.tags[id(thing)]
 
-    def tag(self, thing: Any) -> str:
-        """What is said of a function or class that is carried: it is followed unless it is another's, installed."""
-        if home(thing) == self.package or not installed(str(thing.__module__)):
-            return self.add(thing)
-        return qualified(thing)
+    def is_own(self, module: str) -> bool:
+        """Whether a module's code is followed: of the same package, or a local one beside it. Selfloop's, which others
+        name, counts by its version."""
+        top = module.partition(".")[0]
+        return top == self.package or (top != HERE and not installed(module))
 
-    def told(self, thing: Any) -> list[Any]:
-        """Its tag, source and values; what it names joins `things`."""
-        for other in named(thing):
-            if home(other) == self.package:
-                self.add(other)
+    def tag(self, thing: Any, owner: type[Any] | None = None) -> str:
+        """What is said of a function or class that is carried: it is followed unless it is another's, installed."""
+        return self.follow(thing) if not installed(str(thing.__module__)) else label(thing)
+
+    def describe(self, thing: Any) -> list[Any]:
+        """Its tag and source, what its names stand for, and its values; what it names joins `things`."""
+        names = {word: self.follow(other) for word, other in self.named(thing)}
         if not inspect.isclass(thing):
-            return [self.add(thing), source_of(thing), self.values(thing)]
+            return [self.follow(thing), source_of(thing), names, self.values(thing)]
         held = {name: self.values(function) for name, function in functions_of(thing)}
-        return [self.add(thing), source_of(thing), held, self.attributes(thing)]
+        return [self.follow(thing), source_of(thing), names, held, self.attributes(thing)]
+
+    def named(self, target: Any) -> Iterator[tuple[str, Any]]:
+        """The functions and classes of one's own that code names: as globals, of modules, by imports inside functions; of a
+        class its bases, of a method what it names of its object."""
+        found: list[tuple[str, Any]] = []
+        if inspect.isclass(target):
+            found += [(f"base {place}", base) for place, base in enumerate(target.__bases__)]
+        functions = [one for _, one in functions_of(target)] if inspect.isclass(target) else [target]
+        for function in functions:
+            found += self.reached(function)
+        for word, value in found:
+            value = value.__wrapped__ if isinstance(value, CACHED) else value
+            if (inspect.isfunction(value) or inspect.isclass(value)) and self.is_own(str(value.__module__)):
+                yield word, value
+
+    def reached(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
+        """What a function's names stand for, whatever it is."""
+        words = list(dict.fromkeys(global_names(function.__code__)))
+        for name, value in self.scope(function, words).items():
+            yield name, value
+            if isinstance(value, ModuleType) and self.is_own(value.__name__):
+                yield from ((f"{name}.{word}", vars(value)[word]) for word in words if word in vars(value))
+        members = members_of(self.owner) if self.owner is not None else {}
+        if function in members.values():
+            yield from ((f"self.{word}", members[word]) for word in words if word in members)
+
+    def scope(self, function: FunctionType, words: list[str]) -> dict[str, Any]:
+        held = {word: function.__globals__[word] for word in words if word in function.__globals__}
+        return held | dict(imported(function, self.is_own))
 
     def values(self, function: FunctionType) -> list[Any]:
-        """Its constants, its defaults, and what its closure holds."""
+        """Its constants, its defaults, what its closure holds, and what it wraps."""
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         held = {name: cell.cell_contents for name, cell in cells if filled(cell)}
         carried = (
@@ -124,8 +170,26 @@ class Found:
             held,
             getattr(function, "__wrapped__", None),
         )
-        found = constants(function) if own(function) else {}
+        found = self.constants(function) if own(function) else {}
         return [CONSTANTS.of(found), *map(self.carried.of, carried)]
+
+    def constants(self, function: FunctionType) -> dict[str, Any]:
+        """The plain data that a function's code names, in its module, in a module of one's own, or of its object's class.
+
+        What functions write to is no constant, nor is what Python sets (`__file__`).
+        """
+        names = [word for word in global_names(function.__code__) if word[:2] != "__"]
+        known = self.scope(function, names)
+        found, modules = {name: value for name, value in known.items() if constant(value)}, list[str]()
+        for name, module in known.items():
+            if isinstance(module, ModuleType) and self.is_own(module.__name__):
+                modules.append(module.__name__)
+                held = {word: vars(module).get(word, module) for word in names}
+                found |= {f"{name}.{word}": value for word, value in held.items() if constant(value)}
+        if self.owner is not None:
+            held = {word: inspect.getattr_static(self.owner, word, self.owner) for word in names}
+            found |= {f"self.{word}": value for word, value in held.items() if constant(value)}
+        return unwritten(found, [function.__globals__["__name__"], *modules]) if found else found
 
     def attributes(self, kind: type[Any]) -> Any:
         """Constants of a class, and the defaults of its fields."""
@@ -142,113 +206,3 @@ def filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def own(function: FunctionType) -> bool:
-    """Whether a function's code is of the package it says; a wrapper made by a library says that of what it wraps."""
-    return str(function.__globals__.get("__name__")).partition(".")[0] == home(function)
-
-
-def named(target: Any) -> Iterator[Any]:
-    """Functions and classes that a function's code, or a class's bases and methods, name."""
-    if inspect.isclass(target):
-        yield from target.__bases__
-    functions = [one for _, one in functions_of(target)] if inspect.isclass(target) else [target]
-    for function in functions:
-        for word in global_names(function.__code__):
-            value = function.__globals__.get(word)
-            value = value.__wrapped__ if isinstance(value, CACHED) else value
-            if inspect.isfunction(value) or inspect.isclass(value):
-                yield value
-
-
-def functions_of(kind: type[Any]) -> Iterator[tuple[str, FunctionType]]:
-    """The functions of a class's own package among its attributes: methods, and what properties call."""
-    for name, held in vars(kind).items():
-        for part in ("", "__func__", "fget", "fset", "func", "function"):
-            function = getattr(held, part, None) if part else held
-            if inspect.isfunction(function) and home(function) == home(kind):
-                yield f"{name}.{part}", function
-
-
-def constants(function: FunctionType) -> dict[str, Any]:
-    """The plain data that a function's code names, in its module or in a module of its package, by name.
-
-    What functions write to is no constant, nor is what Python sets (`__file__`).
-    """
-    names = [word for word in global_names(function.__code__) if word[:2] != "__"]
-    known = {name: function.__globals__[name] for name in names if name in function.__globals__}
-    found, modules = {name: value for name, value in known.items() if constant(value)}, list[str]()
-    for name, module in known.items():
-        if isinstance(module, ModuleType) and module.__name__.partition(".")[0] == home(function):
-            modules.append(module.__name__)
-            held = {word: vars(module).get(word, module) for word in names}
-            found |= {f"{name}.{word}": value for word, value in held.items() if constant(value)}
-    return unwritten(found, [function.__globals__["__name__"], *modules]) if found else found
-
-
-def unwritten(found: dict[str, Any], modules: list[str]) -> dict[str, Any]:
-    """Without the names that functions of these modules write to: what they hold depends on when one looks."""
-    written = frozenset[str]().union(*map(written_in, modules))
-    return {name: value for name, value in found.items() if name.rpartition(".")[2] not in written}
-
-
-def global_names(code: CodeType) -> Iterator[str]:
-    """Every global name in a function's code, with those of the functions inside it."""
-    yield from code.co_names
-    for one in code.co_consts:
-        if isinstance(one, CodeType):
-            yield from global_names(one)
-
-
-def source_of(thing: Any) -> str:
-    """The source of a function or class; the name where there is none. A lambda's line may hold several: bytecode, too."""
-    if inspect.isclass(thing):
-        return read_source(thing, "") or qualified(thing)
-    if not own(thing):
-        return qualified(thing)
-    text = read_source(thing.__code__, thing.__code__.co_filename)
-    return text if text and thing.__name__ != "<lambda>" else text + as_text(bytecode(thing.__code__))
-
-
-@functools.lru_cache(maxsize=8192)
-def read_source(thing: Any, file: str) -> str:
-    """file: codes of two files can be equal."""
-    try:
-        return inspect.getsource(thing)
-    except (OSError, TypeError):
-        return ""
-
-
-def bytecode(code: CodeType) -> list[Any]:
-    inner = [bytecode(one) if isinstance(one, CodeType) else CONSTANTS.of(one) for one in code.co_consts]
-    return [code.co_code.hex(), code.co_names, inner]
-
-
-@functools.cache
-def written_in(module: str) -> frozenset[str]:
-    """The globals and attributes that functions of a module rebind, or whose items they change."""
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (KeyError, OSError, TypeError, SyntaxError):  # typed in, or without a file
-        return frozenset()
-    functions = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return frozenset(name for one in functions for inner in ast.walk(one) for name in written_by(inner))
-
-
-def written_by(one: ast.AST) -> list[str]:
-    match one:
-        case ast.Global(names=names):
-            return names
-        case ast.Attribute(value=ast.Name(id=owner), attr=name, ctx=ast.Store()) if owner != "self":
-            return [name]
-        case ast.Call(func=ast.Attribute(value=held, attr=change)) if change in CHANGES:
-            return [last_name(held)]
-        case ast.Subscript(value=held, ctx=ast.Store() | ast.Del()):
-            return [last_name(held)]
-        case _:
-            return []
-
-
-def last_name(held: ast.AST) -> str:
-    return getattr(held, "id", "") or getattr(held, "attr", "")

@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from selfloop.workflows.judges.verifiers import FunctionVerifier, resolve
-
-__all__ = ["CACHED", "CONSTANTS", "Words", "as_text", "constant", "home", "installed", "qualified"]
+__all__ = ["CACHED", "CONSTANTS", "HERE", "Words", "as_text", "constant", "home", "installed", "label"]
 
 DATA = (str, int, float, complex, bytes, re.Pattern, Enum, list, tuple, dict, set, frozenset, type(None))
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -47,10 +45,11 @@ CACHED = type(installed)  # what functools.cache makes
 class Words:
     """Puts values into words that are JSON and the same in every process.
 
-    code: what is said of a function or class. objects: whether objects that can change are told by their fields.
+    code: what is said of a function or class (of a method, it is given the object's class too). objects: whether objects that
+    can change are told by their fields.
     """
 
-    code: Callable[[Any], str]
+    code: Callable[..., str]
     objects: bool = True
 
     def of(self, value: Any, above: tuple[int, ...] = ()) -> Any:
@@ -82,8 +81,10 @@ class Words:
         """A function, a class, a method with its object, a partial with its arguments, or an object that is called."""
         if inspect.isfunction(value) or inspect.isclass(value):
             return [value.__qualname__, self.code(value)]
-        if inspect.ismethod(value):  # a recipe's own: its settings count
-            return [self.of(value.__self__, above), value.__qualname__, self.code(value.__func__)]
+        if inspect.ismethod(value):  # its object's fields count, and of its class what the method reaches
+            owner = value.__self__ if inspect.isclass(value.__self__) else type(value.__self__)
+            held = None if inspect.isclass(value.__self__) else self.of(state_of(value.__self__), above)
+            return [held, value.__qualname__, self.code(value.__func__, owner)]
         if isinstance(value, functools.partial):
             return ["partial", *(self.of(part, above) for part in (value.func, value.args, value.keywords))]
         if isinstance(value, BuiltinFunctionType | MethodWrapperType):
@@ -97,7 +98,7 @@ class Words:
         """By type and fields; without any by a repr that holds no address; else by the type alone."""
         kind = type(value)
         if not self.objects and not is_value(value):
-            return qualified(kind)
+            return label(kind)
         if isinstance(value, Enum):
             return [kind.__qualname__, self.code(kind), value.name]
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
@@ -123,12 +124,13 @@ def as_text(known: Any) -> str:
     return json.dumps(known, sort_keys=True)
 
 
-def qualified(thing: Any) -> str:
-    """module.name of a function or class."""
-    return f"{thing.__module__}.{thing.__qualname__}"
+def label(thing: Any, *_: Any) -> str:
+    """The name of a function or class, with its module where that is installed: what is one's own may move."""
+    module = str(thing.__module__)
+    return f"{module}.{thing.__qualname__}" if installed(module) else thing.__qualname__
 
 
-CONSTANTS = Words(qualified, objects=False)
+CONSTANTS = Words(label, objects=False)
 
 
 def is_model(value: Any) -> bool:
@@ -150,7 +152,7 @@ def state_of(value: Any) -> Any:
     if isinstance(value, BaseModel):
         names = [name for name, field in kind.model_fields.items() if not field.exclude]
         known = {name: getattr(value, name) for name in names} | (value.model_extra or {})
-        return known | ({"function": resolve(value.path)} if isinstance(value, FunctionVerifier) else {})
+        return value.content() if hasattr(kind, "content") else known
     if is_dataclass(value):
         return {field.name: getattr(value, field.name, None) for field in fields(value)}
     if home(kind) in sys.stdlib_module_names or (installed(str(kind.__module__)) and not callable(value)):

@@ -88,6 +88,10 @@ class FunctionVerifier(Verifier):
         resolve(self.path)
         return self
 
+    def content(self) -> dict[str, Any]:
+        """What counts of it in a content key: the function, wherever its file is."""
+        return {"function": resolve(self.path)}
+
     def verify(self, row: Row) -> float | None:
         score = resolve(self.path)(row)
         if score is None:
