@@ -49,33 +49,38 @@ def load(folder: Path, temperature: float, max_tokens: int, trust_remote_code: b
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+    from transformers import AutoModelForCausalLM, TextStreamer
     from transformers.utils import logging
 
+    from selfloop.workflows.flow.codec import Codec
+
     logging.disable_progress_bar()
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    codec = Codec(folder, trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=dtype, trust_remote_code=trust_remote_code
     )
     model = model.to(device).eval()
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sampling: dict[str, Any] = {"do_sample": temperature > 0}
+    streamer = TextStreamer(codec.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    ends = sorted(codec.ends)
+    own = codec.tokenizer.pad_token_id
+    sampling: dict[str, Any] = {"do_sample": temperature > 0, "eos_token_id": ends or None}
+    sampling["pad_token_id"] = own if own is not None else next(iter(ends), None)
     if temperature > 0:
         sampling["temperature"] = temperature
 
     def reply(messages: list[Message]) -> str:
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        ids = {name: value.to(device) for name, value in ids.items()}
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ids = torch.tensor([codec.encode(messages)], device=device)
         with torch.inference_mode():
             made = model.generate(
-                **ids, max_new_tokens=max_tokens, streamer=streamer, pad_token_id=pad, **sampling
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_tokens,
+                streamer=streamer,
+                **sampling,
             )
-        return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        return codec.decode([made[0, ids.shape[1] :].tolist()])[0]
 
     return reply
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from selfloop.actors.engines import Ask
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.codec import listed_ends, template_ends
 
 __all__ = ["NOT_FINITE", "ModelFacts", "ask_problem", "ids_problem", "read_facts", "tensor_names"]
 
@@ -37,8 +38,8 @@ class ModelFacts:
         return 2 * layers * pairs * width * (4 if dtype == "float32" else 2)
 
 
-def read_facts(model: str, max_model_len: int | None = None) -> ModelFacts:
-    """Read a Hugging Face folder's small files. InputError when it is none."""
+def read_facts(model: str, max_model_len: int | None = None, trust_remote_code: bool = False) -> ModelFacts:
+    """Read a Hugging Face folder's small files. trust_remote_code: for its tokenizer. InputError when it is none."""
     config = read_json(model, "config.json")
     if not config:
         raise InputError(
@@ -47,7 +48,7 @@ def read_facts(model: str, max_model_len: int | None = None) -> ModelFacts:
         )
     text = {**config, **config.get("text_config", {})}
     longest = max_model_len or min(text.get("max_position_embeddings") or LONGEST_DEFAULT, LONGEST_DEFAULT)
-    return ModelFacts(text["vocab_size"], longest, end_tokens(model, text), text)
+    return ModelFacts(text["vocab_size"], longest, end_tokens(model, trust_remote_code), text)
 
 
 def read_json(model: str, name: str) -> dict[str, Any]:
@@ -55,10 +56,10 @@ def read_json(model: str, name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def end_tokens(model: str, config: dict[str, Any]) -> frozenset[int]:
-    """The tokens that end a response: those of generation_config.json (else config.json) and the tokenizer's own."""
-    named = read_json(model, "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
-    ends = set(named) if isinstance(named, list) else {named}
+def end_tokens(model: str, trust_remote_code: bool) -> frozenset[int]:
+    """The tokens that end a response: those of generation_config.json (else config.json), the tokenizer's own, and the one that
+    the chat template ends a turn with."""
+    ends = listed_ends(model) | template_ends(model, trust_remote_code)
     token = read_json(model, "tokenizer_config.json").get("eos_token")
     content = token.get("content") if isinstance(token, dict) else token
     ends |= {

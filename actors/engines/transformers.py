@@ -46,7 +46,8 @@ class TransformersEngine:
         self.spec = spec
         self.version = version
         self.rows: int = spec.options.get("rows", 32 if spec.device == "cpu" else 128)
-        self.facts = read_facts(spec.model, spec.max_model_len)
+        trusted = bool(spec.options.get("trust_remote_code", False))
+        self.facts = read_facts(spec.model, spec.max_model_len, trusted)
         self.running = 0
         self.broken: str | None = None
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="transformers-engine")

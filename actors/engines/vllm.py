@@ -40,7 +40,8 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, version: int = 0):
         self.spec = spec
         self.version = version
-        self.facts = read_facts(spec.model, spec.max_model_len)
+        trusted = bool(spec.options.get("trust_remote_code", False))
+        self.facts = read_facts(spec.model, spec.max_model_len, trusted)
         self.names = tensor_names(spec.model)
         self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.waiting: dict[str, tuple[Batch, int]] = {}

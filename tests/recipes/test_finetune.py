@@ -68,6 +68,22 @@ def test_pair_objectives_learn_from_chosen_and_rejected(objective: str, tmp_path
             assert row[f"{side}_version"] is None and row["model"] == "train"
 
 
+def test_end_markers_of_given_responses_are_taken_off_and_counted(tmp_path: Path) -> None:
+    marked = [{**row, "chosen": row["chosen"] + "<|end|>\n"} if n % 2 else row for n, row in enumerate(PAIRS)]
+    given = from_file(tmp_path, marked, "dpo")
+    codec, trainer = codec_of(str(Setup(given).folder)), fake_trainer(given)
+    metrics = run_recipe(given, tmp_path / "run", trainer=trainer)
+    assert metrics[-1]["train_chosen_stripped_ends"] == len(PAIRS) // 2
+    assert "train_rejected_stripped_ends" not in metrics[-1]
+    wanted = {row["prompt"]: codec.encode_response(row["chosen"]) for row in PAIRS}
+    for row in trained_rows(trainer.works[0]):
+        assert row["chosen_ids"] == wanted[row["prompt"][0]["content"]]
+        assert (
+            row["chosen_ids"][-1] == row["rejected_ids"][-1]
+            and row["chosen_ids"].count(row["chosen_ids"][-1]) == 1
+        )
+
+
 def test_kto_learns_from_both_sides_and_compares_with_other_prompts(tmp_path: Path) -> None:
     given = from_file(tmp_path, PAIRS, "kto")
     codec = codec_of(str(Setup(given).folder))

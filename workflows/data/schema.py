@@ -52,6 +52,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "model": (pa.string(), "role@version that wrote the response"),
     "version": (pa.int64(), "version of the weights that wrote the response"),
     "node": (pa.string(), "node that made the response"),
+    "stripped": (pa.bool_(), "whether a given response spelled end markers at its end, which were taken off"),
     "edited": (pa.bool_(), "whether text or context are other than what was sampled; null or absent: no"),
     "status": (pa.string(), "ok, or failed: kept as data, never learned from"),
     "error": (pa.string(), "why the row failed; null otherwise"),

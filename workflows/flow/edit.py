@@ -57,10 +57,10 @@ class Edit(Op):
         before = table["edited"].to_pylist() if "edited" in table.column_names else [False] * len(kept)
         for place, index in enumerate(kept):
             if index in changed:
-                ids = codec.encode_response(changed[index])
                 cut = table["finish"][place].as_py() == "length" if "finish" in table.column_names else False
-                new = {"response": changed[index], "response_ids": ids[:-1] if cut else ids,
-                       "completion": assistant(changed[index]), "response_logprobs": None}  # fmt: skip
+                text = codec.without_end(changed[index])
+                new = {"response": text, "response_ids": codec.encode_response(text, ended=not cut),
+                       "completion": assistant(text), "response_logprobs": None}  # fmt: skip
                 for name, values in columns.items():
                     values[place] = new[name]
         for name, values in columns.items():

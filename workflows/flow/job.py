@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import FailedRowsError, StoreError
+from selfloop.workflows.flow.codec import ENCODING
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node
 from selfloop.workflows.flow.keys import content_key
 from selfloop.workflows.flow.ops import Context, Source
@@ -81,7 +82,7 @@ def group_numbers(table: pa.Table) -> np.ndarray:  # (rows,)
 
 
 def count_batch(table: pa.Table) -> Meta:
-    """What is counted of every batch: rows, failed and truncated ones, tokens sampled, verdict states and score sums."""
+    """What is counted of every batch: rows, failed, truncated and stripped ones, tokens sampled, verdict states, score sums."""
     meta: Meta = {"rows": table.num_rows}
     if "status" in table.column_names:
         meta["failed"] = table["status"].to_pylist().count("failed")
@@ -93,6 +94,8 @@ def count_batch(table: pa.Table) -> Meta:
                 meta[f"{score}_sum"] = pc.sum(table[score]).as_py() or 0.0
     if "finish" in table.column_names:
         meta["truncated"] = table["finish"].to_pylist().count("length")
+    if "stripped" in table.column_names:
+        meta["stripped"] = table["stripped"].to_pylist().count(True)
     if "response_logprobs" in table.column_names:
         lists = table["response_logprobs"].combine_chunks()
         meta["tokens"] = len(lists.flatten())
@@ -229,6 +232,8 @@ class Job:
             "iteration": graph.iteration,
             **self.versions.get(place, {}),
         }
+        if node.models:
+            run["encoding"] = ENCODING
         if isinstance(node.op, Source):
             run["rows"] = self.source_hash(node.op)
         if node.training and self.span:

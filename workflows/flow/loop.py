@@ -159,6 +159,8 @@ def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, floa
             metrics[f"{name}_failed_rows"] = counted["failed"]
         if node.verb == "sample":
             metrics[f"{name}_truncated_share"] = counted.get("truncated", 0) / max(counted["rows"], 1)
+        if node.verb == "demonstrate" and counted.get("stripped"):
+            metrics[f"{name}_stripped_ends"] = counted["stripped"]
         if node.verb in ("judge", "measure"):
             metrics |= verdict_metrics(name, counted)
     return metrics

@@ -197,7 +197,8 @@ class Sample(Op):
 
 @dataclass(frozen=True)
 class Demonstrate(Op):
-    """The text in a column as the response to its prompt, with the end token unless it is cut. Its source wrote it.
+    """The text in a column as the response to its prompt, with the template's end of turn unless it is cut. Its source wrote it;
+    end markers that it spells at its end are taken off (`stripped`).
 
     The column may hold messages, of which the last one counts; the source's `label` of the response stays beside it.
     """
@@ -212,7 +213,7 @@ class Demonstrate(Op):
         return frozenset({"prompt_id", "prompt", self.column})
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return (inputs[0] & (PROMPT_COLUMNS | {"label"})) | frozenset(RESPONSE_COLUMNS)
+        return (inputs[0] & (PROMPT_COLUMNS | {"label"})) | frozenset(RESPONSE_COLUMNS) | {"stripped"}
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         from selfloop.workflows.flow.codec import codec_of
@@ -228,12 +229,15 @@ class Demonstrate(Op):
                 for messages, text in zip(prompts["prompt"].to_pylist(), texts, strict=True)]  # fmt: skip
         told = replace(context, model=self.source, codec=codec)
         table = add_responses(prompts, rows, [None] * len(rows), [0] * len(rows), told)
+        marked = [bool(text) and codec.without_end(text) != text for text in texts]
+        table = with_column(table, "stripped", pa.array(marked, pa.bool_()))
         return with_column(table, "version", pa.nulls(len(rows), pa.int64()))
 
     def row(self, codec: Codec, messages: list[dict[str, str]], text: str | None) -> dict[str, Any]:
         """The response's columns: no log-probs, because nobody sampled it."""
         prompt_ids, error = encode(codec, messages)
-        ids = codec.encode_response(text or "")
+        text = codec.without_end(text or "")
+        ids = codec.encode_response(text)
         if not text:
             error = error or f"the prompt has no {self.column} to show"
         cut = self.max_tokens is not None and len(ids) > self.max_tokens

@@ -154,9 +154,7 @@ class Speaker:
             if after.ended:
                 raise ValueError(f"this response has ended, so nothing can follow it: {after.text[:80]!r}")
             return after.prompt_ids, after
-        begun = (
-            self.codec.tokenizer.encode(after, add_special_tokens=False) if isinstance(after, str) else after
-        )
+        begun = self.codec.text(after) if isinstance(after, str) else after
         return [*self.codec.encode(messages), *begun], None
 
     def seeds(self, ids: list[int], n: int) -> list[int]:
@@ -175,7 +173,7 @@ class Speaker:
         ids = [*(begun.ids if begun else []), *reply.ids]
         logprobs = [*(begun.logprobs if begun else []), *reply.logprobs]
         text, step = self.codec.decode([ids, reply.ids])
-        ended = bool(ids) and ids[-1] == self.codec.tokenizer.eos_token_id
+        ended = bool(ids) and ids[-1] in self.codec.ends
         source = (self.context.model, self.context.version, self.context.node)
         return Said(context, ids, logprobs, text, step, len(reply.ids), reply.finish, ended, ask.seed, source)
 

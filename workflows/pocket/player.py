@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.data.schema import Message
+from selfloop.workflows.flow.rendering import Rendering
 
 __all__ = ["Player", "Said", "load"]
 
@@ -36,10 +37,8 @@ class Player:
 
     def encode(self, prompts: Sequence[list[Message]]) -> list[list[int]]:
         """Token ids of the prompts, ready for a reply."""
-        rendered = self.tokenizer.apply_chat_template(
-            list(prompts), tokenize=False, add_generation_prompt=True
-        )
-        return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        rendering = Rendering(self.tokenizer)
+        return [rendering.prompt(messages) for messages in prompts]
 
     def sample(
         self,

@@ -63,6 +63,7 @@ FILES = """## The run folder
 | `kl_to_initial`, `kl_to_initial_per_token` | estimate on the policy's own held-out samples, nats |
 | `sync_logprob_gap` | largest gap between engine and trainer on the probe after a publish, nats |
 | `NODE_rows`, `NODE_failed_rows`, `NODE_truncated_share` | of each node |
+| `NODE_stripped_ends` | given responses that spelled end markers at their end, which were taken off |
 | `NODE_COLUMN_mean`, `NODE_COLUMN_state_abstain`, `…_failed` | of each verdict |
 | `TRAIN_loss`, `TRAIN_loss_last` | of each train node: mean over its steps, last step |
 | `TRAIN_grad_norm` | mean norm before clipping |
