@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -15,6 +17,7 @@ from selfloop.actors.engines.transformers import TransformersEngine
 from selfloop.actors.weights import folder_tensors, receipt_of
 from selfloop.workflows.errors import EngineError
 from selfloop.workflows.pocket.source import POCKET_MODEL
+from tests.models import byte_tokenizer, random_qwen2
 
 T = TypeVar("T")
 LENGTH = 96
@@ -111,6 +114,23 @@ def test_bad_asks_are_error_replies_among_good_ones(engine: TransformersEngine) 
     replies = run(engine.sample([*bad, good]))
     assert [reply.finish for reply in replies[:3]] == ["error"] * 3
     assert replies[3] == run(engine.sample([good]))[0]
+
+
+def test_the_end_that_the_template_writes_ends_a_response(tmp_path: Path) -> None:
+    """The model lists another end token, which is the tokenizer's own."""
+    model = random_qwen2(tmp_path)
+    fast = byte_tokenizer()
+    turn, own = fast.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    fast.eos_token = "<|endoftext|>"
+    fast.save_pretrained(model)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": own}))
+    engine = TransformersEngine(EngineSpec("transformers", str(model), max_model_len=LENGTH))
+    params = SamplingParams(temperature=2.0, max_tokens=64)
+    replies = run(engine.sample([Ask([5, 6], seed, params) for seed in range(64)]))
+    engine.close()
+    ended = [reply.ids[-1] for reply in replies if reply.finish == "stop"]
+    assert engine.facts.ends == {turn, own} == set(ended)
+    assert all(not engine.facts.ends & set(reply.ids[:-1]) for reply in replies)
 
 
 def test_a_stop_string_ends_a_response(engine: TransformersEngine) -> None:

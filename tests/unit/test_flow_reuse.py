@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow import job
 from selfloop.workflows.flow.keys import content_key, identity, source_hash
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.store.parts import read_table, row_hash
@@ -50,6 +51,13 @@ def test_a_run_of_the_same_config_takes_everything(runtime: str, tmp_path: Path)
     made = nodes(tmp_path / "again", 2)["train"]["model"]
     assert made["folder"] == "iteration=0002/policy"
     assert (tmp_path / "again" / made["folder"] / "config.json").is_file()
+
+
+def test_rows_of_another_encoding_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_on("local", config_of(), tmp_path / "first")
+    monkeypatch.setattr(job, "ENCODING", job.ENCODING + 1)
+    run_on("local", config_of(tmp_path / "first"), tmp_path / "again")
+    assert reused(tmp_path / "again", 1) == set()
 
 
 def test_another_loss_takes_the_samples_of_the_first_iteration(tmp_path: Path) -> None:

@@ -60,10 +60,14 @@ class Rendering:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of the messages with the header of the assistant's turn behind them."""
         hidden: dict[str, str] = {}
-        texts = [text for message in messages for text in message.values() if isinstance(text, str)]
-        free = stand_ins(texts)
-        shown = [{name: self.hide(text, hidden, free) if name != "role" and isinstance(text, str) else text
-                  for name, text in message.items()} for message in messages]  # fmt: skip
+        free = stand_ins([text for message in messages for text in message.values()])
+        shown = [
+            {
+                name: text if name == "role" else self.hide(text, hidden, free)
+                for name, text in message.items()
+            }
+            for message in messages
+        ]
         render = self.tokenizer.apply_chat_template
         if not hidden and not self.folds:
             return render(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
