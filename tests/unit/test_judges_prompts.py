@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_the_rubric_shows_conversation_and_response_and_asks_for_reasons_before_
         {"role": "user", "content": "Another."},
     ]
     [longer] = AdditiveRubric().messages({**ROW, "prompt": turns})
-    assert "[assistant]\nRed." in longer["content"]
+    assert re.search(r"<assistant-(\w+)>\nRed\.\n</assistant-\1>", longer["content"])
 
 
 def test_invalid_judgements_change_the_denominator() -> None:
@@ -104,8 +105,8 @@ def test_pairwise_shows_both_orders_and_maps_back() -> None:
 
 
 def test_a_reference_is_shown_only_where_asked() -> None:
-    assert "<reference>" in mtbench.PointwiseReference().messages(ROW)[0]["content"]
-    assert "<reference>" not in Pointwise().messages(ROW)[0]["content"]
+    assert "<reference-" in mtbench.PointwiseReference().messages(ROW)[0]["content"]
+    assert "eference" not in Pointwise().messages(ROW)[0]["content"]
 
 
 def test_a_pair_is_won_only_in_both_orders() -> None:

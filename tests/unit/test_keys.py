@@ -22,8 +22,9 @@ from pydantic import BaseModel
 from selfloop.workflows.flow import keys
 from selfloop.workflows.flow.keys import content_key, identity
 from selfloop.workflows.flow.plan import HeldoutSummary
-from selfloop.workflows.judges import answers, mtbench, rubric
+from selfloop.workflows.judges import answers, frames, mtbench, rubric
 from selfloop.workflows.judges.verifiers import FunctionVerifier, resolve, verifier
+from selfloop.workflows.pocket import roles
 from selfloop.workflows.recipes import RECIPES
 
 JUDGE = """
@@ -100,7 +101,11 @@ def test_a_judge_is_another_when_a_constant_of_its_file_is_edited(
         (rubric, "_SCORE", rubric.AdditiveRubric()),
         (rubric, "BARE", rubric.ScoreOnly()),
         (mtbench, "POINT", mtbench.Pointwise()),
-        (mtbench, "GUARD", mtbench.Pointwise()),  # two functions away
+        (frames, "GUARD", mtbench.Pointwise()),  # three functions away
+        (frames, "GUARD", rubric.ScoreOnly()),
+        (frames, "DIGITS", rubric.AdditiveRubric()),
+        (roles, "LONGEST", roles.PocketPointJudge()),
+        (roles, "LONGEST", roles.PocketComparison()),  # through shown
         (answers, "LONGEST", FunctionVerifier(path="selfloop.workflows.judges.answers:equivalent")),
     ],
 )

@@ -60,6 +60,8 @@ class GroupJudge(Judge):
 class PromptJudge(Judge):
     """A language model as judge: `messages(row)` is its prompt, `parse(text)` reads one reply.
 
+    Texts that others wrote belong in `frames.frame(conversation=…, response=…)`, whose tags no text can close.
+
     With `labels`, nothing is sampled: `parse_labels` gets the log-probs of the labels as next tokens.
     """
 

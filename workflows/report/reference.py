@@ -36,6 +36,27 @@ YAML, and `key.sub=value` on the command line. Relative paths and `module:functi
 started.
 """
 
+JUDGES = """## Judges of your own
+
+A model judges by a `PromptJudge` (`workflows/judges/base.py`): `messages(row)` is what it is asked, `parse(text)` reads a reply.
+Put every text that somebody else wrote, prompt, response and reference, into `frame`: its tags carry a token that stands in none
+of the texts, so no response can close its frame and go on as the judge's instructions ([security.md](security.md)). Ask for the
+verdict at the end, and read the last one: judges quote what they judge.
+
+```python
+from selfloop.workflows.judges.base import PromptJudge
+from selfloop.workflows.judges.frames import conversation, frame
+
+class Polite(PromptJudge):
+    def messages(self, row):
+        texts = frame(conversation=conversation(row["prompt"]), response=row["response"])
+        return [{"role": "user", "content": f"Is the response polite?\n\n{texts}\n\nEnd with the word yes or no."}]
+
+    def parse(self, text):
+        return {"yes": 1.0, "no": 0.0}.get((text.split() or [""])[-1].strip(".*").lower())
+```
+"""
+
 FILES = """## The run folder
 
 | file | what it is |
@@ -79,7 +100,7 @@ An objective logs more under the name of its train node ([objectives.md](objecti
 
 def reference() -> str:
     """The whole page."""
-    parts = [HEAD, *sections(Config, ""), "## Settings of the methods", *methods(), columns(), FILES]
+    parts = [HEAD, *sections(Config, ""), "## Settings of the methods", *methods(), JUDGES, columns(), FILES]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
