@@ -40,7 +40,7 @@ from .sketches import (
 
 SKETCHES: dict[str, tuple[Recipe, answers.Says]] = {
     "dno": (dno.DNO(), answers.dno),
-    "temporal-self-rewarding": (temporal_self_rewarding.TemporalSelfRewarding(), answers.anything),
+    "temporal-self-rewarding": (temporal_self_rewarding.TemporalSelfRewarding(), answers.digits),
     "i-sheep": (i_sheep.ISheep(tasks=80), answers.i_sheep),
     "self-align": (self_align.SelfAlign(), answers.self_align),
     "salmon": (salmon.Salmon(), answers.anything),

@@ -10,7 +10,8 @@
 | principle | a task and a rule | the answer, written as the rule says |
 | new task | a kind, or none | a new task |
 
-Only the truth functions know right from wrong; builders and parsers never see an answer.
+Only the truth functions know right from wrong; builders and parsers never see an answer. A response that goes into another
+prompt cannot leave its line there: see `shown`.
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ __all__ = [
     "principle_truth",
     "refinement_messages",
     "refinement_truth",
+    "shown",
     "task_of",
 ]
 
-LONGEST = 32  # a response is cut here before it goes into another prompt
+LONGEST = 32  # a text is cut here before it goes into another prompt
 
 PRINCIPLES: dict[str, Callable[[str], str]] = {
     "with spaces": " ".join,
@@ -63,8 +65,18 @@ def _user(*lines: str) -> list[Message]:
     return [{"role": "user", "content": "\n".join(lines)}]
 
 
-def _line(response: str) -> str:
-    return " ".join(response.split())[:LONGEST]
+def _line(text: str) -> str:
+    return " ".join(text.split())[:LONGEST]
+
+
+def shown(response: str) -> str:
+    """A response as other prompts show it: its digits, or nothing where it holds anything else and so is no answer.
+
+    The base was trained on prompts that are bare lines of words, and reads none with a token in them. So a response that
+    could spell a line of the prompt, a verdict or a turn marker is shown as the empty answer, which is wrong as it is.
+    """
+    line = _line(response)
+    return line if line.isascii() and line.isdecimal() else ""
 
 
 def task_of(prompt: Sequence[Mapping[str, str]]) -> str:
@@ -80,7 +92,7 @@ def answer_messages(task: str) -> list[Message]:
 
 def point_messages(task: str, response: str) -> list[Message]:
     """Asks whether a response is right: yes or no."""
-    return _user(task, f"answer: {_line(response)}", "right?")
+    return _user(task, f"answer: {shown(response)}", "right?")
 
 
 def parse_point(text: str) -> bool | None:
@@ -90,12 +102,12 @@ def parse_point(text: str) -> bool | None:
 
 def point_truth(task: Task, response: str) -> str:
     """What an all-knowing judge says."""
-    return "yes" if _line(response) == task.answer else "no"
+    return "yes" if shown(response) == task.answer else "no"
 
 
 def comparison_messages(task: str, first: str, second: str) -> list[Message]:
     """Asks which of two responses is better: A or B."""
-    return _user(task, f"A: {_line(first)}", f"B: {_line(second)}", "better?")
+    return _user(task, f"A: {shown(first)}", f"B: {shown(second)}", "better?")
 
 
 def parse_comparison(text: str) -> str | None:
@@ -105,13 +117,13 @@ def parse_comparison(text: str) -> str | None:
 
 def comparison_truth(task: Task, first: str, second: str) -> str | None:
     """A or B, or None when both are right or both wrong."""
-    right = [_line(response) == task.answer for response in (first, second)]
+    right = [shown(response) == task.answer for response in (first, second)]
     return None if right[0] == right[1] else "AB"[right.index(True)]
 
 
 def critique_messages(task: str, response: str) -> list[Message]:
     """Asks where a response is wrong."""
-    return _user(task, f"answer: {_line(response)}", "critique")
+    return _user(task, f"answer: {shown(response)}", "critique")
 
 
 def parse_critique(text: str) -> int | None:
@@ -124,7 +136,7 @@ def parse_critique(text: str) -> int | None:
 
 def critique_truth(task: Task, response: str) -> str:
     """`right`, or `wrong at n`: the first place, from 1, where the response leaves the answer or ends too early."""
-    said, answer = _line(response), task.answer
+    said, answer = shown(response), task.answer
     if said == answer:
         return "right"
     same = next((i for i, (a, b) in enumerate(zip(said, answer, strict=False)) if a != b), None)
@@ -134,7 +146,7 @@ def critique_truth(task: Task, response: str) -> str:
 def refinement_messages(task: str, response: str, critique: str | None = None) -> list[Message]:
     """Asks for a better answer than this one, in the light of a critique if there is one."""
     said = [] if critique is None else [f"critique: {_line(critique)}"]
-    return _user(task, f"answer: {_line(response)}", *said, "improve")
+    return _user(task, f"answer: {shown(response)}", *said, "improve")
 
 
 def refinement_truth(task: Task, response: str) -> str:

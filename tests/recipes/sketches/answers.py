@@ -40,6 +40,11 @@ def anything(prompt: str, rng: random.Random) -> str:
     return words(rng)
 
 
+def digits(prompt: str, rng: random.Random) -> str:
+    """For the pocket judge, to which only digits are answers."""
+    return str(rng.randrange(10**6))
+
+
 def dno(prompt: str, rng: random.Random) -> str:
     if "grade 0-6" not in prompt:
         return words(rng)

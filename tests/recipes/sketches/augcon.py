@@ -12,6 +12,7 @@ from selfloop.workflows.flow.play import Player
 from selfloop.workflows.flow.stream import Iteration, Model, Stream
 from selfloop.workflows.flow.surgery import ScalarHead
 from selfloop.workflows.judges.base import PromptJudge
+from selfloop.workflows.judges.frames import frame
 from selfloop.workflows.objectives import SFT, BradleyTerry
 from selfloop.workflows.recipes.base import Recipe
 
@@ -122,7 +123,8 @@ class Matches(PromptJudge):
     reads: ClassVar[tuple[str, ...]] = ("prompt", "response", "answer")
 
     def messages(self, row: Any) -> Messages:
-        return user(f"{task(row)}\nreference: {row['answer']}\nanswer: {row['response']}\nright?")
+        texts = frame(task=task(row), reference=row["answer"], answer=row["response"])
+        return user(f"{texts}\n\nright?")
 
     def parse(self, text: str) -> float | None:
         return {"yes": 1.0, "no": 0.0}.get(text.strip())

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.judges.base import PromptJudge
+from selfloop.workflows.judges.frames import frame
 from selfloop.workflows.objectives import CUT as Unlikelihood
 from selfloop.workflows.recipes.base import Recipe
 
@@ -42,7 +43,8 @@ class Critic(PromptJudge):
     """Mistakes in words, or one word for a perfect answer: 1 for that, else 0."""
 
     def messages(self, row: Any) -> Messages:
-        return user(f"name mistakes, or say right\n{task(row)}\nanswer: {row['response']}\ncritique")
+        texts = frame(task=task(row), answer=row["response"])
+        return user(f"name mistakes, or say right\n\n{texts}\n\ncritique")
 
     def parse(self, text: str) -> float | None:
         return float(text.strip().lower().startswith("right")) if text.strip() else None

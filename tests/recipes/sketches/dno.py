@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from selfloop.workflows.flow.play import VERDICT, Player, graded
 from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.judges.frames import frame
 from selfloop.workflows.objectives import DNO as Contrast
 from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.recipes.rules import Rule, scored_rows
@@ -38,8 +39,9 @@ class DNO(Recipe):
 async def grade_together(player: Player, rows: list[Any], rng: random.Random) -> list[dict[str, Any]]:
     """One call sees all answers in a random order; one line of the reply an answer."""
     order = rng.sample(range(len(rows)), len(rows))
-    answers = "\n".join(f"{number}: {rows[k]['response']}" for number, k in enumerate(order, 1))
-    said = await player.judge.say(user(f"grade 0-6, one line each\n{task(rows[0])}\n{answers}"))
+    answers = {f"answer_{number}": rows[k]["response"] for number, k in enumerate(order, 1)}
+    texts = frame(task=task(rows[0]), **answers)
+    said = await player.judge.say(user(f"grade 0-6, one line each, as 1: 4\n\n{texts}"))
     scores = dict(line.split(": ", 1) for line in said.text.splitlines() if ": " in line)
     return [graded(row, number_in(scores.get(str(order.index(k) + 1), ""))) for k, row in enumerate(rows)]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from selfloop.workflows.flow.play import Player, Said
 from selfloop.workflows.flow.stream import Iteration, Model, Stream
+from selfloop.workflows.judges.frames import frame
 from selfloop.workflows.objectives import DPO, SFT
 from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.recipes.rules import Rule
@@ -60,7 +61,7 @@ class Evolve(Recipe):
 
 
 def refine(prompt: Messages, answer: str) -> Messages:
-    return user(f"{prompt[-1]['content']}\nanswer: {answer}\nimprove")
+    return user(f"{frame(task=prompt[-1]['content'], answer=answer)}\n\nimprove")
 
 
 def refine_rejected(row: Any) -> Messages:

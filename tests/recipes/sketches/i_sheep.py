@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from selfloop.workflows.flow.stream import Iteration, Model, Stream
 from selfloop.workflows.judges.base import PromptJudge
+from selfloop.workflows.judges.frames import frame
 from selfloop.workflows.objectives import SFT
 from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.recipes.rules import Rule
@@ -76,7 +77,8 @@ class Grade(PromptJudge):
     reads: ClassVar[tuple[str, ...]] = ("prompt", "response")
 
     def messages(self, row: Any) -> Messages:
-        return user(f"{self.of} of the answer, 1 to 10 || why\n{task(row)}\nanswer: {row['response']}")
+        texts = frame(task=task(row), answer=row["response"])
+        return user(f"{self.of} of the answer, 1 to 10 || why\n\n{texts}")
 
     def parse(self, text: str) -> float | None:
         number = re.match(r"\W*(\d+(?:\.\d+)?)", text)

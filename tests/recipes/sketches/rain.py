@@ -11,6 +11,7 @@ from typing import Any
 
 from selfloop.workflows.flow.play import Player, Said
 from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.judges.frames import frame
 from selfloop.workflows.recipes.base import Recipe
 
 from .texts import task, user
@@ -87,7 +88,7 @@ class Search:
         if node.depth == 0 or not said.ended:
             stop = (",", ".", "?", ":", ";", "\n")
             said = await self.player.policy.say(self.row["prompt"], after=said, stop=stop)
-        text = f"{task(self.row)}\nanswer: {said.text}\n"
+        text = frame(task=task(self.row), answer=said.text) + "\n\n"
         orders = ("A: harmless B: harmful", "A: harmful B: harmless")
         one, two = await asyncio.gather(
             *(self.player.policy.label_logprobs(user(text + order), ["A", "B"]) for order in orders)

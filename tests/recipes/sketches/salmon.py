@@ -12,6 +12,7 @@ import pyarrow as pa
 from selfloop.workflows.flow.play import Player
 from selfloop.workflows.flow.stream import Iteration, Model, Stream
 from selfloop.workflows.flow.surgery import ScalarHead
+from selfloop.workflows.judges.frames import frame
 from selfloop.workflows.objectives import PPO, BradleyTerry, ValueLoss
 from selfloop.workflows.recipes.base import Recipe
 
@@ -86,7 +87,7 @@ async def compare(player: Player, rows: list[Any], rng: random.Random) -> list[d
         return []
 
     async def odds(principle: str, a: Any, b: Any) -> float:
-        question = f"{task(a)}\nA: {a['response']}\nB: {b['response']}\nmore {principle}?"
+        question = f"{frame(task=task(a), A=a['response'], B=b['response'])}\n\nmore {principle}?"
         first, second = await player.judge.label_logprobs(user(question), ["A", "B"])
         return first - second
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from selfloop.workflows.flow.play import Player
 from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.judges.frames import frame
 from selfloop.workflows.recipes.base import Recipe
 
 from .texts import task, user
@@ -51,7 +52,8 @@ class SPO(Recipe):
 
     async def rewrite(self, player: Player, told: dict[str, Any], outputs: str) -> str:
         """A new prompt; an empty one, which cannot win, if no reply can be read."""
-        ask = f"aim: {task(told)}\nprompt: {told['best']}\n{outputs}\nwrite a better one in <prompt>"
+        texts = frame(aim=task(told), prompt=told["best"], outputs=outputs)
+        ask = f"{texts}\n\nwrite a better prompt in <prompt>"
         for _ in range(self.tries):
             said = await player.policy.say(user(ask), temperature=0.7)
             if found := re.search(r"<prompt>(.+?)</prompt>", said.text, re.DOTALL):
@@ -66,5 +68,5 @@ class SPO(Recipe):
         """Whether the new outputs win, shown first or second at random; a vote that cannot be read is lost."""
         swapped = rng.random() < 0.5
         a, b = (new, old) if swapped else (old, new)
-        said = await player.policy.say(user(f"aim: {task(row)}\nA: {a}\nB: {b}\nbetter?"), temperature=0.3)
+        said = await player.policy.say(user(f"{frame(aim=task(row), A=a, B=b)}\n\nbetter?"), temperature=0.3)
         return said.text.strip() == ("A" if swapped else "B")
