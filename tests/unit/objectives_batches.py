@@ -83,6 +83,7 @@ VARIANTS: dict[str, Objective] = {
     "grpo-kl2": GRPO(beta=0.04, kl="k2"),
     "grpo-on-policy": GRPO(on_policy=True),
     "grpo-corrected": GRPO(importance_cap=2.0),
+    "gspo-wide": GRPO(ratio="gspo", importance_cap=2.0, beta=0.04),
     "ppo-sequence-mean": PPO(normalizer="sequence-mean"),
     "ppo-rloo": PPO(ratio="sequence"),
     "ppo-whitened": PPO(whiten="population"),

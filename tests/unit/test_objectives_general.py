@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfloop.workflows.errors import ObjectiveError
-from selfloop.workflows.objectives import AFT, CUT, DPO, MORE, OBJECTIVES, PPO, SFT, Objective
+from selfloop.workflows.objectives import AFT, CUT, DPO, GRPO, GSPO, MORE, OBJECTIVES, PPO, SAR, SFT, Objective
 from selfloop.workflows.objectives.columns import ROW_READS, canonical
 from selfloop.workflows.objectives.document import document, sections
 from tests.unit.objectives_batches import BATCH, VARIANTS, gradients, random_batch, summed, trained
@@ -130,6 +130,24 @@ def test_parts_equal_the_whole(objective: Objective, seed: int, cut: int) -> Non
     for name, value in reference.state.items():
         assert torch.allclose(losses[0].state[name], value, atol=1e-12)
         assert torch.equal(losses[0].state[name], losses[1].state[name])
+
+
+@every
+def test_rows_with_a_zero_factor_add_nothing_to_any_term(objective: Objective) -> None:
+    """What a run relies on when it trains nothing: exact zeros, and zero gradients, whatever the log-probs are."""
+    assert "weight" in objective.factors
+    for factor in objective.factors:
+        batch = random_batch(objective, seed=5)
+        batch = {**batch, factor: torch.zeros(BATCH, dtype=torch.float64)}
+        loss = objective(batch)
+        assert all(float(term.sum()) == 0.0 for term in loss.terms.values()), factor
+        assert all(not slope.any() for slope in gradients(objective, batch, *trained(objective, batch))), factor
+
+
+def test_advantages_are_a_factor_only_where_nothing_stands_beside_them() -> None:
+    assert "advantages" in GRPO().factors and "advantages" in PPO().factors and "advantages" in GSPO().factors
+    for objective in (GRPO(beta=0.1), SAR(), PPO(beta=0.1), PPO(vf_coefficient=0.1), PPO(whiten="unbiased")):
+        assert objective.factors == ("weight",)
 
 
 @every

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selfloop.workflows.errors import ObjectiveError
-from selfloop.workflows.objectives import GRPO, PPO, SAR, Objective, ValueLoss
+from selfloop.workflows.objectives import GRPO, GSPO, PPO, SAR, Objective, ValueLoss
 from selfloop.workflows.objectives.advantages import (
     adaptive_kl,
     gae,
@@ -23,7 +23,7 @@ from selfloop.workflows.objectives.advantages import (
     token_rewards,
     whiten,
 )
-from tests.unit.objectives_batches import about, gradients, one, total
+from tests.unit.objectives_batches import about, gradients, one, repeated, response, total
 
 
 def lengths(advantages: list[float], tokens: list[int]) -> dict[str, Tensor]:
@@ -234,6 +234,28 @@ def test_ppo_whitening_in_the_loss_is_over_tokens(kind: str) -> None:
     inside = PPO.model_validate({"whiten": kind})
     assert total(inside, batch) == about(total(PPO(), outside))
     assert torch.allclose(slope(inside, batch), slope(PPO(), outside))
+
+
+def test_gspo_s_ratio_is_the_exponential_of_the_mean() -> None:
+    """Two tokens with log-ratios 0.3 and 0.1: exp(0.2) a response, where RLOO takes exp(0.4) and GRPO one of each."""
+    old = torch.tensor([[-1.3, -1.1], [-1.3, -1.1]], dtype=torch.float64)
+    batch = {**response([-1.0, -1.0], [-1.0, -1.0], advantages=[2.0, -1.0]), "response.old_logprobs": old}
+    free = {"epsilon": 9.0, "epsilon_high": 9.0}
+    whole = math.exp(0.2)
+    assert total(GRPO(ratio="gspo", **free), batch) == about(-(2 - 1) * whole / 2)
+    assert total(GRPO(ratio="sequence", **free), batch) == about(-(2 - 1) * math.exp(0.4) / 2)
+    assert total(GSPO(), batch) == about(-(2 * (1 + 4e-4) - whole) / 2)  # A > 0 is clipped above, A < 0 is not
+    below = {**batch, "response.old_logprobs": old * 0}
+    assert total(GSPO(), below) == about(-(2 * math.exp(-1) - (1 - 3e-4)) / 2)
+    slope = gradients(GSPO(), batch, "response.logprobs")[0]
+    assert not slope[0].any() and torch.allclose(slope[1], torch.full((2,), whole / 4, dtype=torch.float64))
+
+
+def test_gspo_does_not_depend_on_length() -> None:
+    batch = {**response([-1.0, -0.7], advantages=[1.0]), "response.old_logprobs": torch.tensor([[-1.1, -0.9]])}
+    mean, whole = (GRPO(ratio=kind, epsilon=9.0, epsilon_high=9.0) for kind in ("gspo", "sequence"))
+    assert total(mean, repeated(batch)) == about(total(mean, batch))
+    assert total(whole, repeated(batch)) != about(total(whole, batch))
 
 
 def test_ppo_sequence_ratio_is_one_a_response() -> None:

@@ -11,7 +11,7 @@ from selfloop.workflows.objectives.irepo import IREPO
 from selfloop.workflows.objectives.muscle import MUSCLE
 from selfloop.workflows.objectives.odds import ASFT, ORPO
 from selfloop.workflows.objectives.poft import POFT
-from selfloop.workflows.objectives.policy_gradient import GRPO, PPO, SAR, ValueLoss
+from selfloop.workflows.objectives.policy_gradient import GRPO, GSPO, PPO, SAR, ValueLoss
 from selfloop.workflows.objectives.ranking import AFT, D2O, PRO
 from selfloop.workflows.objectives.reference_free import CPO, SimPO
 from selfloop.workflows.objectives.reward_model import BradleyTerry, BradleyTerryRanking, DMoERM
@@ -32,6 +32,7 @@ __all__ = [
     "DNO",
     "DPO",
     "GRPO",
+    "GSPO",
     "IREPO",
     "IRPO",
     "KTO",
@@ -82,6 +83,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "bradley-terry-ranking": BradleyTerryRanking,
     "reward-augmented-dpo": RewardAugmentedDPO,
     "grpo": GRPO,
+    "gspo": GSPO,
     "ppo": PPO,
     "ppo-value": ValueLoss,
     "spin": SPIN,

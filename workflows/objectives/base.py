@@ -128,6 +128,12 @@ class Objective(BaseModel):
         """Whether any view's reference log-probs are read."""
         return any("reference_logprobs" in names for names in self.reads.values())
 
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Columns that multiply every term: a row in which one of them is 0 adds exactly nothing to loss and gradient,
+        whatever the weights. Where all rows are such, training is not run. A row's `weight` is one if it is used at all."""
+        return ("weight",) if "weight" in (*self.columns, *self.optional) else ()
+
     def __call__(self, batch: Batch) -> Loss:
         """The loss of a batch of columns. Raises ObjectiveError naming the column and the row of bad input."""
         import torch

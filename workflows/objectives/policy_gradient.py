@@ -14,7 +14,7 @@ from selfloop.workflows.objectives.maths import length, weighed
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GRPO", "PPO", "SAR", "ClippedPolicy", "ValueLoss"]
+__all__ = ["GRPO", "GSPO", "PPO", "SAR", "ClippedPolicy", "ValueLoss"]
 
 
 class ClippedPolicy(Objective):
@@ -36,8 +36,9 @@ class ClippedPolicy(Objective):
     )
     beta: float = Field(default=0.0, ge=0, description="weight of the KL loss; 0 reads no reference")
     kl: Literal["k2", "k3"] = Field(default="k3", description="estimator of the KL loss")
-    ratio: Literal["token", "sequence"] = Field(
-        default="token", description="one ratio a token, or one a response"
+    ratio: Literal["token", "sequence", "gspo"] = Field(
+        default="token",
+        description="one a token; one a response: sequence exp(sum of its tokens' log-ratios), gspo exp(their mean)",
     )
     on_policy: bool = Field(
         default=False, description="one update on fresh samples: the ratio is 1 and no old one is read"
@@ -56,23 +57,23 @@ class ClippedPolicy(Objective):
         sampler = () if self.importance_cap is None else ("sampling_logprobs",)
         return {"response": ("logprobs", *old, *reference, *sampler)}
 
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Without a KL term the advantages multiply all there is."""
+        return super().factors if self.beta else ("advantages", *super().factors)
+
     def surrogate(self, batch: Batch, advantages: Tensor, normalizer: Normalizer) -> Loss:
         """The clipped term and the KL term, both with this normaliser."""
         mask, logprobs = batch["response.mask"], batch["response.logprobs"]
         old = logprobs.detach() if self.on_policy else batch["response.old_logprobs"]
-        if self.ratio == "sequence":
-            advantages = (
-                advantages
-                if advantages.dim() == 1
-                else (advantages * mask).sum(-1) / length(batch, "response")
-            )
-            ratio = ((logprobs - old) * mask).sum(-1).exp()
-        else:
-            advantages = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(logprobs)
-            ratio = (logprobs - old).exp()
+        of_sequence = self.ratio != "token"
+        if of_sequence and advantages.dim() == 2:
+            advantages = (advantages * mask).sum(-1) / length(batch, "response")
+        elif not of_sequence and advantages.dim() == 1:
+            advantages = advantages[:, None].expand_as(logprobs)
+        ratio = self._joined(logprobs - old, batch).exp()
         values, clipped = self._clip(ratio, advantages)
         values = self._correct(values, batch)
-        of_sequence = self.ratio == "sequence"
         policy = Term(weighed(values, batch), *((None, "examples") if of_sequence else (mask, normalizer)))
         logs = {"ratio": _per_row(ratio, mask), "clipped": _per_row(clipped, mask)}
         if "response.sampling_logprobs" in batch:
@@ -83,6 +84,13 @@ class ClippedPolicy(Objective):
             terms["kl"] = Term(weighed(kl, batch), mask, normalizer, self.beta)
             logs["reference_kl"] = _per_row(kl, mask)
         return Loss(terms, logs=logs)
+
+    def _joined(self, gap: Tensor, batch: Batch) -> Tensor:
+        """Log-ratios (rows, tokens) as this kind of ratio takes them: a token each, or joined to (rows,)."""
+        if self.ratio == "token":
+            return gap
+        whole = (gap * batch["response.mask"]).sum(-1)
+        return whole / length(batch, "response") if self.ratio == "gspo" else whole
 
     def _clip(self, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
         """-min(r A, clip(r) A) with the dual clip, and where clipping took the gradient away."""
@@ -102,8 +110,7 @@ class ClippedPolicy(Objective):
         if self.importance_cap is None:
             return values
         gap = batch["response.old_logprobs"] - batch["response.sampling_logprobs"]
-        gap = gap if values.dim() == 2 else (gap * batch["response.mask"]).sum(-1)
-        return values * gap.detach().exp().clamp(max=self.importance_cap)
+        return values * self._joined(gap, batch).detach().exp().clamp(max=self.importance_cap)
 
 
 class GRPO(ClippedPolicy):
@@ -111,7 +118,8 @@ class GRPO(ClippedPolicy):
 
     Formula: r_t = pi_t / pi_old,t, l_t = -min(r_t A, clip(r_t, 1-e_low, 1+e_high) A), for A < 0 at most -c A; + beta
     k3_t, k3 = e^d - d - 1, d = log pi_ref,t - log pi_t. grpo: mean over responses of (1/|o|) sum_t. dapo, bnpo: sum of
-    all / number of all response tokens. dr_grpo: sum_t / max_length, then mean over responses
+    all / number of all response tokens. dr_grpo: sum_t / max_length, then mean over responses. ratio="gspo": one
+    r = exp((1/|o|) sum_t (log pi_t - log pi_old,t)) a response, clipped to [1 - 3e-4, 1 + 4e-4], mean over responses
     Source: Shao et al. 2024, arXiv 2402.03300; Dr. GRPO: Liu et al. 2025, arXiv 2503.20783; DAPO: Yu et
     al. 2025, arXiv 2503.14476
     Tokens: see the formula; counts are over the whole global batch.
@@ -150,6 +158,21 @@ class SAR(GRPO):
     max_length: int = Field(default=4096, gt=0, description="constant of dr_grpo: longest response (scripts)")
 
 
+class GSPO(GRPO):
+    """Group sequence policy optimisation: GRPO with one ratio a response, its likelihood's by the number of its tokens.
+
+    Formula: r = exp((1/|o|) sum_t (log pi_t - log pi_old,t)), l = -min(r A, clip(r, 1-3e-4, 1+4e-4) A)
+    Source: Zheng et al. 2025, arXiv 2507.18071, equations 5 to 7; clips of section 5.1
+    Tokens: one ratio a response, then mean over responses; a KL term as in GRPO's `loss`.
+    """
+
+    ratio: Literal["token", "sequence", "gspo"] = Field(
+        default="gspo", description="exp of the mean of a response's log-ratios"
+    )
+    epsilon: float = Field(default=3e-4, ge=0, description="lower clip of the ratio (section 5.1)")
+    epsilon_high: float | None = Field(default=4e-4, ge=0, description="upper clip (section 5.1)")
+
+
 class PPO(ClippedPolicy):
     """Proximal policy optimisation on given advantages (GAE, REINFORCE++ or RLOO make them).
 
@@ -175,6 +198,12 @@ class PPO(ClippedPolicy):
     whiten: Literal["none", "population", "unbiased"] = Field(
         default="none", description="whiten advantages over the step"
     )
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """As ClippedPolicy, but where the advantages are whitened or a value term stands beside them."""
+        alone = not self.vf_coefficient and self.whiten == "none"
+        return super().factors if alone else super(ClippedPolicy, self).factors
 
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:
