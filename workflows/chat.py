@@ -10,6 +10,7 @@ from typing import IO, Any
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.report.show import iterations_of, open_run
+from selfloop.workflows.store.run import RunFolder
 
 __all__ = ["chat", "checkpoint_of"]
 
@@ -33,7 +34,10 @@ def checkpoint_of(run: str | Path, iteration: int | None = None) -> tuple[Path, 
 
 
 def policy(folder: Path, index: int) -> Path:
-    return folder / f"iteration={index:04d}" / "policy"
+    """Where the policy is that an iteration ended in: in its folder, or where it was carried over from."""
+    run = RunFolder(folder)
+    here, held = run.iteration(index) / "policy", run.manifest(index)["roles"].get("policy")
+    return here if held is None or here.is_dir() else Path(run.resolved(held["folder"]))
 
 
 def initial(model: str) -> Path:

@@ -22,12 +22,14 @@ MANY = 100_000
 
 @dataclass
 class Findings:
-    """problems: what stops the run. notes: what could not be checked here. rows: prompts seen by source."""
+    """problems: what stops the run. notes: what could not be checked here. scans: prompts seen by source. prompts: how many
+    there are to learn from; None where they were not loaded."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     scans: Mapping[str, Scan] = field(default_factory=dict)
     parameters: int = 0
+    prompts: int | None = None
     graph_checked: bool = False
 
 
@@ -92,6 +94,7 @@ def check_graph(config: Config, found: Findings) -> None:
         if not problems:
             take(found, try_code(setup))
         found.problems += problems
+        found.prompts = setup.sources["prompts"].num_rows
     except InputError as error:
         found.problems.append(str(error))
 

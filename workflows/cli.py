@@ -96,7 +96,7 @@ def run(
         found = checked(draft, folder, yes)
         say(f"Run folder: {folder}")
     assert draft.config is not None
-    start(draft.config, folder, found.notes, debug, yes)
+    start(draft.config, folder, found, debug, yes)
 
 
 @app.command()
@@ -116,7 +116,7 @@ def resume(
         folder, config = open_config(go_to_start(run), **extension(iterations))
         found = checked(Draft(config=config, problems=[]), folder, yes)
         say(f"Run folder: {folder}")
-    start(config, folder, found.notes, debug, yes)
+    start(config, folder, found, debug, yes)
 
 
 def extension(given: str | None) -> dict[str, int]:
@@ -335,7 +335,7 @@ def checked(draft: Draft, folder: Path, yes: bool = False) -> Findings:
     return found
 
 
-def start(config: Config, folder: Path, notes: list[str], debug: bool, yes: bool = False) -> None:
+def start(config: Config, folder: Path, found: Findings, debug: bool, yes: bool = False) -> None:
     """Run a checked config."""
     from selfloop.workflows.config_file import find_recipe
     from selfloop.workflows.report.console import Console
@@ -351,16 +351,23 @@ def start(config: Config, folder: Path, notes: list[str], debug: bool, yes: bool
             {
                 "each iteration": "the policy answers prompts, the answers are judged, it learns from the better ones",
                 "exam": f"{prompts.heldout} held-out prompts it never learns from, before and after each iteration",
-                "prompts": f"{prompts.source}, {prompts.per_iteration or 'all'} an iteration",
+                "prompts": f"{prompts.source}, {taken(prompts.per_iteration, found.prompts)} an iteration",
                 "iterations": config.iterations,
             },
         )
-        for note in notes:
+        for note in found.notes:
             console.line(f"Note: {note}.")
         console.earlier(read_metrics(folder))
         from selfloop.workflows.flow.loop import run as run_loop
 
         run_loop(config, folder, console, yes)
+
+
+def taken(asked: int | None, there: int | None) -> str:
+    """How many prompts an iteration takes, of those there are to learn from if that is known."""
+    if there is None or (asked is not None and asked < there):
+        return "all" if asked is None else f"{asked:,}"
+    return f"all {there:,}"
 
 
 if __name__ == "__main__":

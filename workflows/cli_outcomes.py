@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from selfloop.workflows.errors import InputError, SelfloopError
+from selfloop.workflows.errors import InputError, NoSignalError, SelfloopError
 
 __all__ = ["complain", "outcomes", "stopped_by_signal"]
 
@@ -57,7 +57,7 @@ def outcomes(debug: bool, folder: Path | None = None) -> Generator[None]:
         if isinstance(shown, InputError):
             complain(f"Error: {shown}")
             raise typer.Exit(2) from None
-        complain(failure(shown, folder, again))
+        complain(f"Stopped: {shown}" if isinstance(shown, NoSignalError) else failure(shown, folder, again))
         raise typer.Exit(1) from None
 
 

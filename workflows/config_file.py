@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -26,13 +27,14 @@ KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
 
 
 def find_config(name: str) -> tuple[str, str]:
-    """(what to call it, its text) of a config: a file, or a name of `selfloop.configs`. Raises InputError."""
+    """(what to call it, its text) of a config: a file, the config.json of a run, or a name of `selfloop.configs`. Raises
+    InputError."""
     path = Path(name).expanduser()
     if path.is_dir():
         raise InputError(f"{name} is a folder, and a config is a YAML file. Name the file in it")
     if path.is_file():
         try:
-            return name, path.read_text(encoding="utf-8")
+            return name, text_of(path)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{name} cannot be read as UTF-8 text ({error}). Name a YAML file of your own"
@@ -46,6 +48,17 @@ def find_config(name: str) -> tuple[str, str]:
     raise InputError(
         f"there is no config {name}: no such file, and no config of that name. {way} Known names: {', '.join(names)}"
     )
+
+
+def text_of(path: Path) -> str:
+    """A config file's text; that of a run's config.json is what it holds, which YAML reads."""
+    text = path.read_text(encoding="utf-8")
+    if path.name == "config.json":
+        with contextlib.suppress(json.JSONDecodeError):
+            held = json.loads(text)
+            if isinstance(held, dict) and held.keys() == {"format", "config"}:
+                return json.dumps(held["config"], indent=1, ensure_ascii=False)
+    return text
 
 
 def config_names() -> list[str]:

@@ -14,6 +14,7 @@ __all__ = [
     "FailedRowsError",
     "InputError",
     "JudgeError",
+    "NoSignalError",
     "ObjectiveError",
     "RecipeError",
     "RunLockedError",
@@ -64,6 +65,10 @@ class ObjectiveError(SelfloopError):
 
 class TrainerError(SelfloopError):
     """Training broke: a loss that is not finite, rows of weights that were not asked for, a rank that died."""
+
+
+class NoSignalError(TrainerError):
+    """Iteration after iteration held nothing to train on, so the run ends here; resumed it would end here again."""
 
 
 class WeightsError(SelfloopError):

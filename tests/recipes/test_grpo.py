@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from selfloop.workflows.errors import TrainerError
+from selfloop.workflows.errors import NoSignalError
 from selfloop.workflows.objectives.policy_gradient import GRPO
 from selfloop.workflows.recipes.group_rules import Advantages, Groups, Rewards
 from selfloop.workflows.recipes.grpo import VARIANTS, GroupRelative
@@ -98,12 +100,16 @@ def test_cut_answers_are_judged_or_wrong_or_left_out() -> None:
 
 def test_variants_fill_in_what_is_not_given() -> None:
     dapo, dr = GroupRelative.model_validate({"variant": "dapo"}), GroupRelative(variant="dr-grpo")
+    assert GroupRelative(variant="dapo", samples=4).samples == 4
     assert (dapo.epsilon_high, dapo.dual_clip, dapo.aggregation, dapo.rewards) == (
         0.28,
         10.0,
         "dapo",
         (-1.0, 1.0),
     )
+    assert (GroupRelative().samples, dapo.samples, dr.samples) == (64, 16, 8)
+    gspo = GroupRelative(variant="gspo")
+    assert (gspo.ratio, gspo.epsilon, gspo.epsilon_high, gspo.kl) == ("gspo", 3e-4, 4e-4, 0.0)
     assert dapo.rounds == 10 and dapo.length_share == 0.2 and dapo.kl == 0 and dapo.scale
     assert not dr.scale and dr.aggregation == "dr_grpo" and dr.truncated == "wrong" and dr.kl == 0
     assert GroupRelative(variant="dapo", epsilon_high=0.25).epsilon_high == 0.25
@@ -114,6 +120,7 @@ def test_variants_fill_in_what_is_not_given() -> None:
 def test_the_objective_is_the_variant_s() -> None:
     plain, dr, dapo = objective_of(), objective_of(variant="dr-grpo"), objective_of(variant="dapo")
     assert (plain.loss, dr.loss, dapo.loss) == ("grpo", "dr_grpo", "dapo")
+    assert objective_of(variant="gspo").ratio == "gspo" and plain.ratio == "token"
     assert dr.max_length == 32 and plain.beta == 0.04 and (dapo.epsilon_high, dapo.delta) == (0.28, 10.0)
     assert all("old_logprobs" in one.reads["response"] for one in (plain, dr, dapo))
     assert "reference_logprobs" not in dapo.reads["response"] and plain.needs_reference
@@ -173,8 +180,10 @@ def test_dynamic_sampling_takes_more_prompts_until_the_batch_is_full(tmp_path: P
 
 
 def test_prompts_all_right_leave_nothing_to_learn_and_the_run_says_so(tmp_path: Path) -> None:
-    config = pocket_config("grpo", {"variant": "dapo", "samples": 4}, iterations=1)
-    with pytest.raises(TrainerError, match="nothing to train"):
+    config = pocket_config("grpo", {"variant": "dapo", "samples": 4})
+    with pytest.raises(
+        NoSignalError, match="nothing to train on in iterations 1 and 2: every answer is right"
+    ):
         run_recipe(config, tmp_path / "run", always_right)
 
 
@@ -196,8 +205,15 @@ def test_the_first_update_is_on_policy_and_the_optimizer_goes_on(tmp_path: Path)
 
 
 @pytest.mark.real
-def test_without_any_advantage_the_gradient_is_zero(tmp_path: Path) -> None:
-    config = pocket_config("grpo", {"variant": "dr-grpo", "samples": 3}, iterations=1)
+@pytest.mark.parametrize("variant", ["dr-grpo", "gspo"])
+def test_without_any_advantage_the_gradient_is_zero(variant: str, tmp_path: Path) -> None:
+    """What a run relies on when it does not train such rows: the trainer itself, asked to, finds loss and gradient 0."""
+    config = pocket_config("grpo", {"variant": variant, "samples": 3}, iterations=1)
     trainer = real_trainer(config, lr=1e-3, batch_size=24 * 3)
-    run_recipe(config, tmp_path / "run", always_right, trainer)
-    assert trainer.results[0].curve[0]["grad_norm"] == 0.0 and trainer.results[0].curve[0]["loss"] == 0.0
+    run_recipe(config, tmp_path / "run", trainer=trainer)
+    assert trainer.results[0].curve[0]["grad_norm"] > 0
+    (work,) = trainer.works
+    place = work.table.column_names.index("advantages")
+    flat = work.table.set_column(place, "advantages", pa.array([0.0] * work.table.num_rows))
+    again = trainer.train(replace(work, table=flat, out=str(tmp_path / "out"), state_out=None, step_dir=None))
+    assert again.curve[0]["grad_norm"] == 0.0 and again.curve[0]["loss"] == 0.0

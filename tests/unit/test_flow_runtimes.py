@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from selfloop.workflows.errors import FailedRowsError, SelfloopError, StoreError, TrainerError
+from selfloop.workflows.errors import FailedRowsError, NoSignalError, SelfloopError, StoreError
 from selfloop.workflows.flow.loop import make_job, restore
 from selfloop.workflows.flow.stream import Iteration, Model
 from selfloop.workflows.judges.base import Verifier
@@ -173,8 +174,42 @@ def test_rows_do_not_depend_on_the_batch_size(runtime: str, tmp_path: Path) -> N
 
 @runtimes
 def test_nothing_to_train_on_stops_the_run(runtime: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match="nothing to train"):
-        run_on(runtime, fake_config(), tmp_path / "run", Empty())
+    with pytest.raises(NoSignalError, match="nothing to train on in iterations 1 and 2"):
+        run_on(runtime, fake_config(iterations=4), tmp_path / "run", Empty())
+    assert RunFolder(tmp_path / "run").completed() == 2
+
+
+class Weightless(Recipe):
+    """Rows of weight 0 in iteration 2; of the model that it makes the iteration also samples."""
+
+    def iteration(self, it: Iteration) -> Model:
+        rows = it.prompts().sample(it.policy, n=2).score(Weight(it.index != 2), column="weight")
+        made = it.policy.train(rows, SFT(), reference=None, optimizer="continued")
+        it.prompts(name="again").sample(made, n=1, name="from-made").save("after")
+        return made
+
+
+@dataclass(frozen=True)
+class Weight:
+    value: float
+
+    def __call__(self, rows: Any, rng: Any) -> list[float]:
+        return [float(self.value)] * len(rows)
+
+
+@runtimes
+def test_an_iteration_of_zero_weights_is_not_trained_on_and_its_model_is_served(
+    runtime: str, tmp_path: Path
+) -> None:
+    metrics = run_on(runtime, fake_config(iterations=3), tmp_path / "run", Weightless())
+    folder = RunFolder(tmp_path / "run")
+    manifests = [folder.manifest(index) for index in (1, 2, 3)]
+    assert [bool(one["nodes"]["train"].get("idle")) for one in manifests] == [False, True, False]
+    assert manifests[1]["roles"] == manifests[0]["roles"] != manifests[2]["roles"]
+    assert {(row["model"], row["version"]) for row in rows_of(tmp_path / "run", 2, "after")} == {
+        ("policy@2#train", 2)
+    }
+    assert [line.get("no_signal_share") for line in metrics] == [None, 0.0, 1.0, 0.0]
 
 
 @runtimes

@@ -11,7 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfloop.workflows.errors import ObjectiveError
-from selfloop.workflows.objectives import AFT, CUT, DPO, GRPO, GSPO, MORE, OBJECTIVES, PPO, SAR, SFT, Objective
+from selfloop.workflows.objectives import (
+    AFT,
+    CUT,
+    DPO,
+    GRPO,
+    GSPO,
+    MORE,
+    OBJECTIVES,
+    PPO,
+    SAR,
+    SFT,
+    Objective,
+)
 from selfloop.workflows.objectives.columns import ROW_READS, canonical
 from selfloop.workflows.objectives.document import document, sections
 from tests.unit.objectives_batches import BATCH, VARIANTS, gradients, random_batch, summed, trained
@@ -141,7 +153,9 @@ def test_rows_with_a_zero_factor_add_nothing_to_any_term(objective: Objective) -
         batch = {**batch, factor: torch.zeros(BATCH, dtype=torch.float64)}
         loss = objective(batch)
         assert all(float(term.sum()) == 0.0 for term in loss.terms.values()), factor
-        assert all(not slope.any() for slope in gradients(objective, batch, *trained(objective, batch))), factor
+        assert all(not slope.any() for slope in gradients(objective, batch, *trained(objective, batch))), (
+            factor
+        )
 
 
 def test_advantages_are_a_factor_only_where_nothing_stands_beside_them() -> None:

@@ -244,7 +244,9 @@ def test_gspo_s_ratio_is_the_exponential_of_the_mean() -> None:
     whole = math.exp(0.2)
     assert total(GRPO(ratio="gspo", **free), batch) == about(-(2 - 1) * whole / 2)
     assert total(GRPO(ratio="sequence", **free), batch) == about(-(2 - 1) * math.exp(0.4) / 2)
-    assert total(GSPO(), batch) == about(-(2 * (1 + 4e-4) - whole) / 2)  # A > 0 is clipped above, A < 0 is not
+    assert total(GSPO(), batch) == about(
+        -(2 * (1 + 4e-4) - whole) / 2
+    )  # A > 0 is clipped above, A < 0 is not
     below = {**batch, "response.old_logprobs": old * 0}
     assert total(GSPO(), below) == about(-(2 * math.exp(-1) - (1 - 3e-4)) / 2)
     slope = gradients(GSPO(), batch, "response.logprobs")[0]
@@ -252,7 +254,10 @@ def test_gspo_s_ratio_is_the_exponential_of_the_mean() -> None:
 
 
 def test_gspo_does_not_depend_on_length() -> None:
-    batch = {**response([-1.0, -0.7], advantages=[1.0]), "response.old_logprobs": torch.tensor([[-1.1, -0.9]])}
+    batch = {
+        **response([-1.0, -0.7], advantages=[1.0]),
+        "response.old_logprobs": torch.tensor([[-1.1, -0.9]]),
+    }
     mean, whole = (GRPO(ratio=kind, epsilon=9.0, epsilon_high=9.0) for kind in ("gspo", "sequence"))
     assert total(mean, repeated(batch)) == about(total(mean, batch))
     assert total(whole, repeated(batch)) != about(total(whole, batch))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from selfloop.actors.placement import bundles
 from selfloop.workflows.config import Config
 from selfloop.workflows.flow.graph import Graph, Node
+from selfloop.workflows.flow.grow import Gate, Pool
 from selfloop.workflows.flow.ops import Sample, Source
 from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.recipes.base import Recipe
 
 __all__ = ["describe", "mermaid"]
 
@@ -19,12 +21,27 @@ def describe(config: Config, gpus: int = 0) -> str:
     many = sum(rows.values())
     parts = [
         f"{setup.recipe.title} ({setup.recipe.paper}), iteration {graph.iteration} of {config.iterations}",
+        settings(setup.recipe),
         "\n".join(line(graph, node, rows) for node in graph),
         f"Devices: {devices(config, gpus)}",
         f"Rows an iteration: about {many:,} in {len(rows)} nodes; {config.iterations * many:,} in all",
         f"Mermaid (paste into any Markdown page):\n```mermaid\n{mermaid(graph)}\n```",
     ]
     return "\n\n".join(parts)
+
+
+def settings(recipe: Recipe) -> str:
+    """Every setting with its value, and for one that a variant sets to another value this one beside it."""
+    chosen = getattr(recipe, "variant", None)
+    fills = recipe.variant_settings(chosen) if chosen in recipe.variants else {}
+    lines: list[str] = []
+    for name in type(recipe).model_fields:
+        value = getattr(recipe, name)
+        wanted = fills.get(name, value)
+        note = f"  (variant {chosen}: {wanted})" if wanted != value else ""
+        lines.append(f"  {name}: {value}{note}")
+    head = f"Settings, as variant {chosen} fills them in:" if fills else "Settings:"
+    return "\n".join([head, *lines])
 
 
 def line(graph: Graph, node: Node, rows: dict[str, int]) -> str:
@@ -57,7 +74,8 @@ def estimate(graph: Graph, setup: Setup) -> dict[str, int]:
             rows[node.name] = min(known, node.op.count) if node.op.count else known
         elif node.training is None:
             many = node.op.n if isinstance(node.op, Sample) else 1
-            rows[node.name] = many * max((rows[name] for name in node.inputs), default=0)
+            read = node.inputs[:1] if isinstance(node.op, Gate | Pool) else node.inputs
+            rows[node.name] = many * max((rows[name] for name in read), default=0)
             if node.verb == "pair":
                 rows[node.name] = min(rows[node.name], setup.sources["prompts"].num_rows)
     return rows

@@ -234,6 +234,8 @@ class Executor(Runner):
             return False
         if self.actors.in_turn and self.actors.engines.in_flight:
             return False
+        if self.carry_over(flow):
+            return False
         self.actors.before_training()
         source = flow.inputs[0]
         rows = source.whole()

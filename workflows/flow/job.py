@@ -24,9 +24,19 @@ from selfloop.workflows.flow.provenance import Writers, writers_of
 from selfloop.workflows.store.parts import Stored
 from selfloop.workflows.store.run import RunFolder
 
-__all__ = ["Job", "Place", "count_batch", "permutation", "split_groups", "whole_groups"]
+__all__ = [
+    "Job",
+    "Place",
+    "carried",
+    "count_batch",
+    "counting",
+    "permutation",
+    "split_groups",
+    "whole_groups",
+]
 
 Meta = dict[str, Any]
+FACTORS = ("advantages", "weight")  # columns that multiply what a row adds to a loss
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,29 @@ def group_numbers(table: pa.Table) -> np.ndarray:  # (rows,)
     return names.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
 
 
+def counting(table: pa.Table, factors: Sequence[str]) -> np.ndarray:  # (rows,)
+    """Which rows can move a weight: those that did not fail and have no factor that is exactly 0. A null counts."""
+    found = np.ones(table.num_rows, bool)
+    if "status" in table.column_names:
+        found &= pc.fill_null(pc.not_equal(table["status"], "failed"), True).to_numpy()
+    for name in factors:
+        if name not in table.column_names:
+            continue
+        if pa.types.is_nested(table.schema.field(name).type):  # one number a token
+            found &= np.array([value is None or any(value) for value in table[name].to_pylist()], bool)
+        else:
+            found &= pc.fill_null(pc.not_equal(table[name], 0), True).to_numpy()
+    return found
+
+
 def count_batch(table: pa.Table) -> Meta:
-    """What is counted of every batch: rows, failed, truncated and stripped ones, tokens sampled, verdict states, score sums."""
+    """What is counted of every batch: rows, failed, truncated and stripped ones, prompt groups, those without a row that can
+    move a weight, tokens sampled, verdict states, score sums."""
     meta: Meta = {"rows": table.num_rows}
+    if "prompt_id" in table.column_names and table.num_rows:
+        numbers = group_numbers(table)
+        meta["groups"] = int(numbers.max()) + 1
+        meta["silent"] = meta["groups"] - len(np.unique(numbers[counting(table, FACTORS)]))
     if "status" in table.column_names:
         meta["failed"] = table["status"].to_pylist().count("failed")
     for name in table.column_names:
@@ -100,6 +130,17 @@ def count_batch(table: pa.Table) -> Meta:
         lists = table["response_logprobs"].combine_chunks()
         meta["tokens"] = len(lists.flatten())
     return meta
+
+
+def carried(node: Node, graph: Graph) -> ModelRef:
+    """Which model a train node leaves as it is: its start if that was made in this iteration or nobody keeps the result,
+    else its role's last one, which for a role that is trained from the initial policy every time is not its start."""
+    training = node.training
+    assert training is not None
+    kept = any(model.node == node.name for model in graph.outputs.values())
+    if training.start.node is not None or not kept:
+        return training.start
+    return ModelRef(training.role, graph.iteration - 1)
 
 
 @dataclass
@@ -203,6 +244,16 @@ class Job:
             if model.node == node.name:
                 return self.folder.iteration(graph.iteration) / role
         return self.folder.node(graph.iteration, node.name) / "model"
+
+    def before(self, node: Node, graph: Graph) -> Place | None:
+        """The model that a train node leaves as it is where it has nothing to learn. None: there is none yet that has the
+        scalar head which is asked for."""
+        training = node.training
+        assert training is not None
+        last = carried(node, graph)
+        if self.has(last):
+            return self.place(last)
+        return None if training.start.head == "new" else self.place(training.start)
 
     def trained(self, node: Node, graph: Graph, place: Place) -> None:
         """Note where the model that a train node made is."""

@@ -101,8 +101,9 @@ class LocalRuntime(Runner):
     def train(self, flow: Flow) -> None:
         from selfloop.actors.trainer import TrainWork
 
-        source = flow.inputs[0]
-        rows = read_batches(source.whole())
+        if self.carry_over(flow):
+            return
+        rows = read_batches(flow.inputs[0].whole())
         table = pa.concat_tables(rows, promote_options="default") if rows else pa.table({})
         flow.in_flight += 1
         given = self.job.train_work(flow.node, self.graph)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selfloop.workflows.config import Config
-from selfloop.workflows.errors import InputError
+from selfloop.workflows.errors import InputError, NoSignalError
 from selfloop.workflows.flow.gold import graph_problems
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job, Meta, Place
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.flow.signal import IDLE, idle_iterations, signal_metrics
 from selfloop.workflows.report.console import Console
+from selfloop.workflows.report.way_out import idle_line, way_out
 from selfloop.workflows.store.run import RunFolder
 from selfloop.workflows.trackers import Trackers, read_metrics
 
@@ -46,6 +48,8 @@ def run(
     console = console or Console(config.iterations)
     with console:
         try:
+            if going_on:
+                refuse_without_signal(setup, folder, folder.completed())
             if going_on and folder.completed() >= config.iterations:
                 console.line(f"This run is finished: {config.iterations} iterations are in {folder.path}.")
                 return read_metrics(folder.path)
@@ -86,7 +90,9 @@ def loop(
             metrics = metrics_of(graph, outcome, time.monotonic() - started)
             trackers.log(index, metrics)
             folder.commit_iteration(index, {role: place.entry(folder) for role, place in roles.items()})
-            console.iteration(index, metrics)
+            console.iteration(index, metrics, setup.recipe.cut_answers)
+            if len(idle_iterations(folder, index)) in range(1, IDLE):
+                console.line(idle_line(setup, folder, index))
             prune(setup, folder, index)
             if stopped(setup, folder, index, console):
                 break
@@ -102,7 +108,17 @@ def stopped(setup: Setup, folder: RunFolder, index: int, console: Console) -> bo
         console.line(
             f"The recipe stops after iteration {index}: its own rule says that there is nothing left to gain."
         )
+    else:
+        refuse_without_signal(setup, folder, index)
     return stops
+
+
+def refuse_without_signal(setup: Setup, folder: RunFolder, index: int) -> None:
+    """Raise NoSignalError if nothing was trained in the last complete iterations, by their manifests, unless the recipe's own
+    rule ends the run there."""
+    idle = idle_iterations(folder, index)
+    if len(idle) >= IDLE and not setup.recipe.stop(read_metrics(folder.path)):
+        raise NoSignalError(way_out(setup, folder, idle))
 
 
 def restore(job: Job, setup: Setup, folder: RunFolder) -> int:
@@ -126,14 +142,18 @@ def prune(setup: Setup, folder: RunFolder, index: int) -> None:
         return
     models = [model for node in setup.planner.graph(index + 1) for model in node.models]
     back = max((index - model.version for model in models if model.node is None and model.version), default=0)
-    latest: dict[str, Any] = {}
+    held: dict[str, Any] = {}
+    kept: set[str] = set()  # folders that a model of a later iteration is in; some models were carried over
+    first = index + 1 - max(keep, back + 1)
     for past in range(1, index + 1):
-        latest |= folder.manifest(past)["roles"]
-    for old in range(1, index + 1 - max(keep, back + 1)):
-        for role, made in folder.manifest(old)["roles"].items():
-            place = Place.of(made, folder)
-            for path in filter(None, (place.folder, place.state)):
-                if latest[role] != made and Path(path).parent == folder.iteration(old):
+        held |= folder.manifest(past)["roles"]
+        if past >= first:
+            kept |= {made[name] for made in held.values() for name in ("folder", "state") if made[name]}
+    for old in range(1, first):
+        for made in folder.manifest(old)["roles"].values():
+            for name in {made["folder"], made["state"]} - kept - {None}:
+                path = Path(folder.resolved(name))
+                if path.parent == folder.iteration(old):
                     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -163,7 +183,8 @@ def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, floa
             metrics[f"{name}_stripped_ends"] = counted["stripped"]
         if node.verb in ("judge", "measure"):
             metrics |= verdict_metrics(name, counted)
-    return metrics
+    idle = bool(outcome.trained) and outcome.idle >= set(outcome.trained)
+    return metrics | signal_metrics(graph, outcome.counts, idle)
 
 
 def verdict_metrics(name: str, counted: Meta) -> dict[str, float]:

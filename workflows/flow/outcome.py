@@ -14,13 +14,15 @@ __all__ = ["Outcome"]
 
 @dataclass
 class Outcome:
-    """counts: by node. numbers: of the evaluation. trained, curves: by train node. gaps: probe gap by model, nats."""
+    """counts: by node. numbers: of the evaluation. trained, curves: by train node. gaps: probe gap by model, nats.
+    idle: train nodes that had nothing to learn."""
 
     counts: dict[str, Meta] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     trained: dict[str, dict[str, float]] = field(default_factory=dict)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     gaps: dict[str, float | None] = field(default_factory=dict)
+    idle: set[str] = field(default_factory=set)
 
     def read_summary(self, stored: Sequence[Stored]) -> None:
         for table in read_stored(stored):

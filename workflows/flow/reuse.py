@@ -21,8 +21,8 @@ def take_node(job: Job, graph: Graph, flow: Flow) -> bool:
         return False
     name = flow.node.name
     entry = job.reuse.manifest(graph.iteration)["nodes"].get(name)
-    if entry is None or entry["key"] != flow.key:
-        return False
+    if entry is None or entry["key"] != flow.key or entry.get("idle"):
+        return False  # whether there is something to learn is seen at once from the rows
     entry = {**entry, "reused": str(job.reuse.path)}
     if flow.node.training is None:
         parts = job.reuse.parts(graph.iteration, name)

@@ -12,6 +12,7 @@ from selfloop.workflows.flow.job import Job, Place
 from selfloop.workflows.flow.ops import Summary
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.reuse import take_node
+from selfloop.workflows.flow.signal import nothing_to_learn
 
 __all__ = ["PART_ROWS", "Runner"]
 
@@ -72,6 +73,7 @@ class Runner:
         else:
             self.job.trained(flow.node, self.graph, Place.of(entry["model"], self.job.folder))
             self.outcome.trained[flow.node.name] = entry.get("metrics", {})
+            self.outcome.idle |= {flow.node.name} if entry.get("idle") else set()
         if isinstance(flow.node.op, Summary):
             self.outcome.read_summary(flow.stored)
 
@@ -96,29 +98,44 @@ class Runner:
             self.outcome.read_summary(flow.stored)
         self.report(flow)
 
+    def carry_over(self, flow: Flow) -> bool:
+        """Complete a train node that has nothing to learn (see `flow.signal`) without a trainer; False if it has something."""
+        training, made = flow.node.training, self.job.before(flow.node, self.graph)
+        assert training is not None
+        if made is None or not nothing_to_learn(flow.inputs[0].whole(), training.objective.factors):
+            return False
+        flow.sent = 1
+        self.outcome.idle.add(flow.node.name)
+        self.job.folder.event("carried", iteration=self.graph.iteration, node=flow.node.name)
+        self.commit_model(flow, made, {"idle": True, "steps": 0, "metrics": {"steps": 0.0, "examples": 0.0}})
+        return True
+
     def finish_training(self, flow: Flow, result: Any) -> None:
-        """A model was made: note where it is, so that nodes which wait for it may run."""
+        """A model was made."""
         work = self.job.train_work(flow.node, self.graph)
         made = Place(work["out"], work["state_out"], dict(result.receipt), result.checksum)
         flow.in_flight -= 1
-        flow.complete = True
-        self.job.trained(flow.node, self.graph, made)
-        model = made.entry(self.job.folder)
-        entry = {"key": flow.key, "steps": result.steps, "model": model, "metrics": result.metrics}
-        entry |= {"span": self.job.span} if self.job.span else {}
-        self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        self.model_made(self.job.label_of(flow.node, self.graph), dict(result.receipt))
+        self.outcome.curves[flow.node.name] = result.curve
+        self.commit_model(flow, made, {"steps": result.steps, "metrics": result.metrics})
+        rows = int(result.metrics.get("examples", 0))
+        self.job.progress(
+            flow.node.name, {"batches": 1, "total": 1, "complete": True, "queued": 0, "rows": rows}
+        )
         shutil.rmtree(work["step_dir"], ignore_errors=True)
         self.job.folder.event(
             "trained", iteration=self.graph.iteration, node=flow.node.name, steps=result.steps,
             first_step=int(result.metrics.get("resumed_at_step", 0)),
         )  # fmt: skip
-        self.outcome.trained[flow.node.name] = result.metrics
-        self.outcome.curves[flow.node.name] = result.curve
-        rows = int(result.metrics.get("examples", 0))
-        self.job.progress(
-            flow.node.name, {"batches": 1, "total": 1, "complete": True, "queued": 0, "rows": rows}
-        )
-        self.model_made(self.job.label_of(flow.node, self.graph), dict(result.receipt))
+
+    def commit_model(self, flow: Flow, made: Place, told: dict[str, Any]) -> None:
+        """Complete a train node: note where its model is, so that nodes which wait for it may run."""
+        flow.complete = True
+        self.job.trained(flow.node, self.graph, made)
+        entry = {"key": flow.key, **told, "model": made.entry(self.job.folder)}
+        entry |= {"span": self.job.span} if self.job.span else {}
+        self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        self.outcome.trained[flow.node.name] = told["metrics"]
         for later in self.flows.values():
             self.prepare(later)
 

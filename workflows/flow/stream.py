@@ -41,6 +41,10 @@ class SourceInfo:
     has_answers: bool = True
     per_iteration: int | None = None
 
+    def taken(self, take: int | None = None) -> int:
+        """Rows of one turn: as many as are asked for, at most all."""
+        return min(take or self.per_iteration or self.rows, self.rows)
+
 
 class Builder:
     """Collects the nodes of one iteration and names them: by `name=`, or by verb and a counter."""
@@ -294,8 +298,7 @@ class Iteration:
     @property
     def prompt_count(self) -> int:
         """How many prompts `prompts()` takes."""
-        info = self.sources["prompts"]
-        return info.per_iteration or info.rows
+        return self.sources["prompts"].taken()
 
     def verifier(self) -> Verifier:
         """The configured checker of answers (`judge` in the config, else the source's own)."""
@@ -335,7 +338,7 @@ class Iteration:
 
     def source(self, source: str, name: str | None, take: int | None = None) -> Stream:
         info = self.sources[source]
-        count = take or info.per_iteration or info.rows
+        count = info.taken(take)
         turn = (self.index - 1) * self.round.rounds + self.round.number
         rows = self.builder.stream(Source(source, turn * count, count, info.columns), (), name)
         return rows.add(Gate(self.round.until), *self.round.pools) if self.round.pools else rows

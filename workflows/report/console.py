@@ -141,12 +141,12 @@ class Console:
         parts += [phrase(node)] if phrase(node) else []
         return f"[{self.clock()}] iteration {self.current()} · " + " · ".join(parts)
 
-    def iteration(self, index: int, metrics: Mapping[str, Any]) -> None:
-        """An iteration is complete (0: the initial policy was evaluated)."""
+    def iteration(self, index: int, metrics: Mapping[str, Any], cut: str = "") -> None:
+        """An iteration is complete (0: the initial policy was evaluated). cut: what the method does with cut answers."""
         before = self.history.get(max((key for key in self.history if key < index), default=-1))
         self.history[index] = dict(metrics)
         self.stages = {}
-        self.line(f"[{self.clock()}] {curve.sentence(index, metrics, before)}")
+        self.line(f"[{self.clock()}] {curve.sentence(index, metrics, before)}{curve.signal(metrics, cut)}")
 
     def done(self, folder: object | None = None) -> None:
         """The run is complete: what it brought, and what to do next."""
@@ -161,6 +161,9 @@ class Console:
             )
         else:
             self.line(f"Done in {self.clock()}")
+        idle = [str(index) for index, metrics in sorted(self.history.items()) if metrics.get("idle")]
+        if idle:
+            self.line(f"  nothing was trained in iteration{'s' * (len(idle) > 1)} {', '.join(idle)}")
         if folder is not None:
             self.line(f"  look at it:  selfloop show {folder}")
             self.line(f"  talk to it:  selfloop chat {folder}")

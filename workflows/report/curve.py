@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["ACCURACY", "GREEDY", "accuracy", "interval", "percent", "points", "sentence", "sparkline"]
+__all__ = [
+    "ACCURACY",
+    "GREEDY",
+    "accuracy",
+    "interval",
+    "percent",
+    "points",
+    "sentence",
+    "signal",
+    "sparkline",
+]
 
 ACCURACY = "heldout_accuracy"
 GREEDY = "heldout_accuracy_greedy"
@@ -69,3 +79,24 @@ def sentence(index: int, metrics: Metrics, before: Metrics | None = None) -> str
     if number(metrics, GREEDY) is not None:
         text += f"; {percent(number(metrics, GREEDY))} when it takes its likeliest words (greedy)"
     return text
+
+
+def signal(metrics: Metrics, cut: str = "") -> str:
+    """What there was to learn from, to be put after a sentence. cut: what the method does with cut answers."""
+    told: list[str] = []
+    silent, short = number(metrics, "no_signal_share"), number(metrics, "cut_share")
+    told += [f"{percent(silent)} of the prompts gave no signal"] if silent else []
+    told += [f"{percent(short)} of the answers were cut{f' ({cut})' if cut else ''}"] if short else []
+    told += [kept(metrics)] if kept(metrics) else []
+    told += ["nothing was trained"] if metrics.get("idle") else []
+    return f" · {', '.join(told)}" if told else ""
+
+
+def kept(metrics: Metrics) -> str:
+    """How many rows or pairs were handed to training, of how many sampled answers."""
+    made = number(metrics, "made_rows")
+    for unit in ("rows", "pairs"):
+        count = number(metrics, f"kept_{unit}")
+        if count is not None and made is not None:
+            return f"{count:,.0f} {'pairs from' if unit == 'pairs' else 'of'} {made:,.0f} answers kept"
+    return ""

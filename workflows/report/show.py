@@ -177,6 +177,7 @@ def show(run: str | Path, width: int = WIDTH) -> str:
     metrics = read_metrics(folder)
     last = max(iterations_of(folder), default=None)
     blocks = [list(head_lines(folder, config, metrics)), list(curve_lines(metrics, width))]
+    blocks.append(list(signal_lines(config, metrics)))
     if last is not None:
         nodes = list_nodes(folder, last)
         blocks += [list(node_lines(last, nodes, width)), list(example_lines(last, nodes, width))]
@@ -210,6 +211,31 @@ def curve_lines(metrics: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
         drawn = "█" * round(bar * value) if value is not None else ""
         line = f"  {row['iteration']:>9} {curve.percent(value):>8} {between:>15} {greedy:>8} {gain:>6} {minutes:>8}"
         yield f"{line}  {drawn}".rstrip()
+
+
+def signal_lines(config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What each iteration had to learn from."""
+    known = [row for row in metrics if "made_rows" in row or row.get("idle")]
+    if not known:
+        return
+    yield f"What was learned from (cut answers: {cut_answers(config)})"
+    yield f"  {'iteration':>9} {'no signal':>9} {'cut':>7}  kept"
+    for row in known:
+        silent, cut = (curve.percent(row.get(name)) for name in ("no_signal_share", "cut_share"))
+        told = [curve.kept(row)] if curve.kept(row) else []
+        told += ["nothing was trained"] if row.get("idle") else []
+        yield f"  {row['iteration']:>9} {silent:>9} {cut:>7}  {', '.join(told)}"
+
+
+def cut_answers(config: dict[str, Any]) -> str:
+    """What the run's method does with answers that were cut."""
+    from selfloop.workflows.config_file import find_recipe
+
+    recipe = find_recipe(config.get("recipe", ""))
+    try:
+        return recipe(**config.get("settings", {})).cut_answers if recipe else "-"
+    except ValueError:  # settings of another version
+        return "-"
 
 
 def node_lines(iteration: int, nodes: dict[str, list[Path]], width: int) -> Iterator[str]:

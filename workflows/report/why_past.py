@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node
-from selfloop.workflows.flow.job import Job
+from selfloop.workflows.flow.job import Job, carried
 from selfloop.workflows.flow.loop import make_job
 from selfloop.workflows.flow.ops import Concat, Save
 from selfloop.workflows.flow.provenance import kept_rows
@@ -116,9 +116,13 @@ class Past:
     # models
 
     def made(self, model: ModelRef, iteration: int) -> Made | None:
-        """Where a model that iteration uses comes from; a role that an iteration leaves out is the one before it."""
+        """Where a model that iteration uses comes from; a role that an iteration leaves out, or that it carried over since
+        there was nothing to learn, is the one before it."""
         if model.node is not None:
-            return Made(iteration, self.graph(iteration).nodes[model.node])
+            node = self.graph(iteration).nodes[model.node]
+            if not (self.entry(iteration, node.name) or {}).get("idle"):
+                return Made(iteration, node)
+            return self.made(carried(node, self.graph(iteration)), iteration)
         for index in range(model.version, 0, -1):
             output = self.graph(index).outputs.get(model.role)
             if output is not None:

@@ -260,6 +260,12 @@ def tell_training(page: Page, past: Past, step: Step, training: Training, entry:
     if not entry:
         page.put(step.node.name, f"not trained on yet: {rows} to be learned from")
         return
+    if entry.get("idle"):
+        page.put(
+            step.node.name,
+            f"not trained: {rows}, and every term of {named(training.objective)} is 0 on all rows",
+        )
+        return
     reference = f", reference {training.reference.name}" if training.reference else ""
     number_of_all = past.trained_rows(step.iteration, step.node)
     of = f" of {number_of_all}" if number_of_all is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ __all__ = [
     "list_parts",
     "packed",
     "read_batches",
+    "read_columns",
     "read_stored",
     "read_table",
     "row_hash",
@@ -132,6 +134,25 @@ def read_stored(batches: Sequence[Stored]) -> list[pa.Table]:
 
 Rows = pa.Table | pa.Buffer | Stored
 """A batch's rows: as they are, packed, or where they are committed."""
+
+
+def read_columns(batches: Sequence[Rows], names: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of batches, one table after the other: only what is asked for is read, a part at a time."""
+    for path, group in itertools.groupby(batches, lambda one: one.path if isinstance(one, Stored) else None):
+        if path is None:
+            yield from (
+                table.select(present(names, table.column_names)) for table in read_batches(list(group))
+            )
+            continue
+        with pq.ParquetFile(path) as file:
+            there = present(names, file.schema_arrow.names)
+            table = file.read(columns=there) if there else pa.table({"": pa.nulls(file.metadata.num_rows)})
+        stored = [one for one in group if isinstance(one, Stored)]
+        yield from (table.slice(one.offset, one.rows) for one in stored)
+
+
+def present(names: Sequence[str], there: Sequence[str]) -> list[str]:
+    return [name for name in names if name in there]
 
 
 def packed(value: Any) -> Any:
