@@ -11,10 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from selfloop.workflows.config import load_config
 from selfloop.workflows.errors import NoSignalError
+from selfloop.workflows.flow.describe import describe
+from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.objectives.policy_gradient import GRPO
 from selfloop.workflows.recipes.group_rules import Advantages, Groups, Rewards
 from selfloop.workflows.recipes.grpo import VARIANTS, GroupRelative
+from selfloop.workflows.report.reference import reference
 
 from .runs import fake_trainer, graph_of, pocket_config, real_trainer, rows_of, run_recipe, trained_rows
 
@@ -115,6 +119,27 @@ def test_variants_fill_in_what_is_not_given() -> None:
     assert GroupRelative(variant="dapo", epsilon_high=0.25).epsilon_high == 0.25
     with pytest.raises(ValueError, match="grpo"):
         GroupRelative.model_validate({"variant": "drgrpo"})
+
+
+@VARIANT
+def test_what_a_variant_sets_stands_in_config_json_in_check_and_in_the_reference(
+    variant: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"recipe: grpo\nsettings: {{variant: {variant}, epsilon: 0.5}}\n")
+    config = load_config(str(tmp_path / "run.yaml"))
+    fills = GroupRelative.variant_settings(variant)
+    assert set(fills) == {name for settings in VARIANTS.values() for name in settings}
+    given = {**fills, "variant": variant, "epsilon": 0.5, "rewards": list(fills["rewards"])}
+    assert config.settings == given
+    recipe, lines = Setup(config).recipe, describe(config).splitlines()
+    assert f"Settings, as variant {variant} fills them in:" in lines
+    for name in set(fills) - {"epsilon"}:
+        assert getattr(recipe, name) == fills[name] and f"  {name}: {fills[name]}" in lines
+    assert f"  epsilon: 0.5  (variant {variant}: {fills['epsilon']})" in lines
+    head, rows = "| key | grpo | dr-grpo | dapo | gspo |", reference()
+    place = head.split(" | ").index(variant if variant != "gspo" else "gspo |")
+    samples = next(row for row in rows.partition(head)[2].splitlines() if "settings.samples" in row)
+    assert samples.split(" | ")[place].strip(" |`") == str(fills["samples"])
 
 
 def test_the_objective_is_the_variant_s() -> None:

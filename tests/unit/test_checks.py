@@ -15,6 +15,7 @@ from selfloop.workflows import checks_machine
 from selfloop.workflows.checks import inspect, problems
 from selfloop.workflows.checks_data import scan
 from selfloop.workflows.checks_model import count_parameters, look_at_model
+from selfloop.workflows.cli import taken
 from selfloop.workflows.config import Config, Draft, Prompts, read_config
 from selfloop.workflows.pocket.source import POCKET_MODEL
 from selfloop.workflows.store.run import RunFolder
@@ -259,6 +260,14 @@ def test_more_prompts_an_iteration_than_there_are() -> None:
         ["prompts.options.size does nothing for a.jsonl",
          "prompts.per_iteration is 91, and 90 prompts of a.jsonl remain to learn from: every iteration takes them all"],
     )  # fmt: skip
+    assert result.prompts == 90
+    assert [taken(asked, result.prompts) for asked in (91, 90, 89, None)] == [
+        "all 90",
+        "all 90",
+        "89",
+        "all 90",
+    ]
+    assert taken(1000, None) == "1,000" and taken(None, None) == "all"
 
 
 def test_prompts_that_are_all_the_same() -> None:

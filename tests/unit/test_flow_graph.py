@@ -166,6 +166,29 @@ def test_prompts_go_on_where_the_last_iteration_stopped(tmp_path: Any) -> None:
     assert len(set(taken[0] + taken[1])) == 20 and len(everything) == 24
 
 
+def test_more_prompts_asked_than_there_are_takes_all_of_them_every_time(tmp_path: Any) -> None:
+    from selfloop.workflows.flow.describe import describe
+    from selfloop.workflows.flow.loop import make_job
+    from selfloop.workflows.flow.ops import Source
+    from selfloop.workflows.store.run import RunFolder
+
+    config = fake_config(prompts={"heldout": 8, "per_iteration": 41, "options": {"size": 24}})
+    setup = Setup(config)
+    job, everything = (
+        make_job(setup, RunFolder(tmp_path), {}),
+        set(setup.sources["prompts"]["prompt_id"].to_pylist()),
+    )
+    orders: list[list[str]] = []
+    for index in (1, 2, 3):
+        op = setup.planner.graph(index).nodes["prompts"].op
+        assert isinstance(op, Source)
+        orders.append(job.source_rows(op)["prompt_id"].to_pylist())
+        assert len(orders[-1]) == 24 and set(orders[-1]) == everything
+    assert orders[0] != orders[1] != orders[2]
+    assert "  prompts  [driver]  about 24 rows" in describe(config)
+    assert setup.planner.build(1, dict(setup.planner.sources)).nodes["prompts"].op.count == 24  # type: ignore[union-attr]
+
+
 def test_two_nodes_of_one_name_are_refused() -> None:
     class Twice(Recipe):
         def iteration(self, it: Iteration) -> Model:

@@ -32,7 +32,7 @@ def describe(config: Config, gpus: int = 0) -> str:
 
 def settings(recipe: Recipe) -> str:
     """Every setting with its value, and for one that a variant sets to another value this one beside it."""
-    chosen = getattr(recipe, "variant", None)
+    chosen = str(getattr(recipe, "variant", ""))
     fills = recipe.variant_settings(chosen) if chosen in recipe.variants else {}
     lines: list[str] = []
     for name in type(recipe).model_fields:
