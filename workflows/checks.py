@@ -83,6 +83,7 @@ def check_graph(config: Config, found: Findings) -> None:
     """The lint of the recipe's graphs, which needs the prompts: the run does it where these are many or elsewhere."""
     from selfloop.workflows.flow.gold import graph_problems
     from selfloop.workflows.flow.setup import Setup
+    from selfloop.workflows.flow.voting import vote_notes
 
     if any(not scan.whole or scan.rows > MANY for scan in found.scans.values()):
         found.notes.append("the graph is checked when the run has loaded the prompts")
@@ -94,6 +95,7 @@ def check_graph(config: Config, found: Findings) -> None:
         if not problems:
             take(found, try_code(setup))
         found.problems += problems
+        found.notes += vote_notes(setup)
         found.prompts = setup.sources["prompts"].num_rows
     except InputError as error:
         found.problems.append(str(error))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from selfloop import configs
+from selfloop.workflows.config import load_config
+from selfloop.workflows.errors import TrainerError
+from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.flow.voting import vote_notes
 from selfloop.workflows.judges.answers import extract_answer
 from selfloop.workflows.objectives.dpo import ScPO
 
+from . import runs
 from .runs import (
+    by_seed,
     fake_trainer,
     graph_of,
     pocket_config,
@@ -76,6 +84,68 @@ def test_the_majority_is_preferred_even_where_it_is_wrong(tmp_path: Path) -> Non
     pairs = trained_rows(trainer.works[0])
     misled = [row for row in pairs if row["chosen"][0]["content"] > row["rejected"][0]["content"]]
     assert len(misled) > len(pairs) / 2
+
+
+def same_number(answer: str, seed: int, version: int) -> str:
+    """The answer, written in three ways."""
+    return f"{'0' * (seed % 3)}{answer}"
+
+
+def test_equivalent_answers_are_never_a_pair(tmp_path: Path) -> None:
+    def pairs(extract: str) -> list[dict[str, Any]]:
+        settings = {"threshold": 0.0, "extract": extract}
+        config = pocket_config("self-consistency-reward", settings, iterations=1)
+        trainer = fake_trainer(config)
+        run_recipe(config, tmp_path / extract, same_number, trainer)
+        return trained_rows(trainer.works[0])
+
+    assert pairs("text")
+    with pytest.raises(TrainerError, match="nothing to train"):
+        pairs("number")
+
+
+def test_unreadable_answers_are_rejected_only_where_asked(tmp_path: Path) -> None:
+    rejected = {}
+    for unparsed in ("exclude", "lose"):
+        settings = {"threshold": 0.25, "extract": "number", "unparsed": unparsed}
+        config = pocket_config("self-consistency-reward", settings, iterations=1)
+        trainer = fake_trainer(config)
+        run_recipe(config, tmp_path / unparsed, sometimes_silent, trainer)
+        rejected[unparsed] = {row["rejected"][0]["content"] for row in trained_rows(trainer.works[0])}
+    assert "hm" not in rejected["exclude"] and rejected["lose"] == {"hm"}
+
+
+def sometimes_silent(answer: str, seed: int, version: int) -> str:
+    return "hm" if seed % 3 == 0 else by_seed(answer, seed, version)
+
+
+def test_shipped_configs_for_mathematics_vote_by_number() -> None:
+    for path in Path(configs.__file__).parent.glob("*.yaml"):
+        config = load_config(path)
+        if config.recipe == "self-consistency-reward" and config.prompts.source != "pocket":
+            assert config.settings["extract"] == config.judge == "number"
+
+
+def test_a_note_says_that_text_votes_are_numbers() -> None:
+    told = {}
+    for name, source, judge in (("number", "pocket", "number"), ("pocket", "pocket", None)):
+        more = {"judge": judge, "prompts": {"source": source, "heldout": 8, "options": {"size": 24}}}
+        told[name] = list(vote_notes(Setup(pocket_config("self-consistency-reward", **more))))
+    assert told["pocket"] == []  # checked as exact text, voted as exact text
+    assert len(told["number"]) == 1 and "settings.extract=number" in told["number"][0]
+
+
+def test_the_note_is_printed_after_the_first_votes_where_no_answers_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.Script, "__call__", lambda self, ids, seed, version: f"so\n{seed % 3}.0")
+    path = tmp_path / "bare.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"What is {n} + 1?"}) + "\n" for n in range(16)))
+    for extract in ("text", "number"):
+        config = pocket_config("self-consistency-reward", {"threshold": 0.0, "extract": extract}, iterations=2,
+                               prompts={"source": str(path), "heldout": 4})  # fmt: skip
+        run_recipe(config, tmp_path / extract)
+    assert capsys.readouterr().out.count("Note: most of the answers are numbers") == 1
 
 
 @pytest.mark.parametrize("index", [1, 2])

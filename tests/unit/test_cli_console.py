@@ -46,6 +46,17 @@ def test_plain_lines_explain_themselves() -> None:
     ]
 
 
+def test_scores_are_told_as_scores() -> None:
+    console, file = plain()
+    for index, score in enumerate((6.5, 1.0, 7.0)):
+        right = {"heldout_accuracy": 1.0} if score == 1.0 else {}
+        console.iteration(index, {"heldout_score": score, "heldout_score_greedy": score, **right})
+    console.done()
+    assert "%" not in file.getvalue() and "accuracy" not in file.getvalue()
+    assert "held-out mean score went from 6.5 to 7 (+0.5) in 2 iterations" in file.getvalue()
+    assert [str(column.header) for column in console.history_table().columns][1] == "score"
+
+
 def test_text_of_users_is_no_markup() -> None:
     console, file = plain()
     console.line("[red]runs/[x][/red]")

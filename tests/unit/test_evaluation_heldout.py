@@ -75,6 +75,25 @@ def test_accuracy_by_kind_has_names_that_metrics_may_have() -> None:
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_") for name in found)
 
 
+def test_scores_give_a_mean_and_no_accuracy() -> None:
+    rows = [row("p", 0, "a", 8.0), row("p", 1, "b", None), row("q", 0, "c", 4.0), row("q", 1, "d", 5.0)]
+    rows.append(row("r", 0, None, None, **FAILED, initial_logprobs=None))
+    found = measure(rows)
+    assert found["heldout_score"] == (8 + 4.5) / 2  # over prompts; what has no score is no zero
+    assert found["heldout_score_low"] <= found["heldout_score"] <= found["heldout_score_high"]
+    assert (found["heldout_score_kind_add_up"], found["heldout_score_kind_sort"]) == (8.0, 4.5)
+    assert found["invalid_share"] == 0.4
+    others = ("accuracy", "pass_at", "majority", "flips")
+    assert not any(other in name for name in found for other in others)
+
+
+def test_what_verdicts_add_up_to_may_be_declared() -> None:
+    assert not any("score" in name for name in measure(figure="accuracy"))
+    assert not any("accuracy" in name for name in measure(figure="score"))
+    both = measure()
+    assert "heldout_accuracy" in both and both["heldout_score"] == pytest.approx((2 / 3 + 0) / 2)
+
+
 def test_pass_and_majority_at_k() -> None:
     found = measure()
     assert found["pass_at_1"] == found["majority_at_1"] == found["heldout_accuracy"]

@@ -44,6 +44,62 @@ def test_the_rubric_reads_the_last_label_that_has_a_number(reply: str, score: fl
     assert AdditiveRubric().parse(reply) == score
 
 
+TOTALS: dict[str, dict[str, float]] = {
+    "a sum with its total": {
+        "0 + 1 + 1 = 2": 2, "1 + 1 + 1 + 0 + 0 = 3": 3, "1+1+1=**3**": 3, "2 = 1 + 1 + 0": 2, "2 (1 + 1 + 0)": 2,
+        "1 point + 1 point = 2 points": 2, "1 (relevant) + 1 (useful) + 0 = 2/5": 2, "0.5 + 0.1 + 0.2 = 0.8": 0.8,
+    },
+    "markup": {
+        "<4>": 4, "[4]": 4, "`4`": 4, "$4$": 4, "**4**": 4, "(4)": 4, "[[4]]": 4, r"$\boxed{4}$": 4, "<total>4</total>": 4,
+        "| 4 |": 4, "\n\n**4**": 4, "4</s>": 4,
+    },
+    "its scale": {
+        "4/5": 4, "4 / 5 points": 4, "4 out of 5": 4, "4 (out of 5)": 4, "4 points out of a possible 5": 4, "4 of 5": 4,
+        "**4**/5.": 4, "4 out of five": 4, "0/5": 0, "<4>/5": 4,
+    },
+    "a number": {"4.": 4, "3.5": 3.5, "4,5": 4.5, ".5": 0.5, "4 points": 4, "4 - good": 4, "4, since it helps": 4, "4\r\n": 4},
+}  # fmt: skip
+NO_TOTALS = {
+    "a sum without its total": ["1 + 1 + 1", "1 + 1 =", "1 + 1 = 3", "3 (1 + 1)", "1 + 1 = 2 + 0", "1 + 1 - 1 = 1", "3 + 4 = 7"],
+    "another scale": ["4/10", "4 out of 10", "4 out of ten", "4/4", "6/5", "1 + 1 = 2/10", "4 %", "4 percent", "80%", "4/"],
+    "a range": ["3-4", "3 \u2013 4", "3 to 4", "3 or 4", "3 to four", "4 and a half", "3 -"],
+    "several numbers": ["1,000", "1 000", "3, 4", "3 4", "4 (I considered 5)", "4 1/2", "1.2.3", "2 * 2", "4\u00bd", "3 -> 4"],
+    "a sign or a bound": ["-1", "\u22121", "\u2013 1", "<4", ">4", "\u22654", "~4", "4+", "about 4"],
+    "no number": ["four", "4th", "1e0", "\uff14", "N/A", "\n1. It is relevant"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TOTALS)
+def test_totals_are_read_as_a_whole(kind: str) -> None:
+    assert {said: AdditiveRubric().parse(f"Fine.\nScore: {said}") for said in TOTALS[kind]} == TOTALS[kind]
+
+
+@pytest.mark.parametrize("kind", NO_TOTALS)
+def test_what_is_no_total_is_invalid_and_never_read_in_part(kind: str) -> None:
+    assert {
+        said: AdditiveRubric().parse(f"Fine.\nScore: {said}") for said in NO_TOTALS[kind]
+    } == dict.fromkeys(NO_TOTALS[kind])
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("**Score**: 4", 4.0),
+        ("**Score: 4**", 4.0),
+        ("_Score:_ 4", 4.0),
+        ("FINAL SCORE: 4/5", 4.0),
+        ('{"score": 4}', 4.0),
+        ("- Score: 4\n\nIt has 3 merits.", 4.0),
+        ("Score: 4\nAs asked: Score: <total>", 4.0),
+        ("Score: 4\nScore: 3-4", None),
+        ("z-score: 4", None),
+        ("underscore: 4", None),
+    ],
+)
+def test_labels(reply: str, score: float | None) -> None:
+    assert ScoreOnly().parse(reply) == score
+
+
 def test_the_rubric_shows_conversation_and_response_and_asks_for_reasons_before_the_score() -> None:
     [message] = AdditiveRubric().messages(ROW)
     text = message["content"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from selfloop.workflows.judges.votes import MajorityVote, VoteShare
+import pytest
+
+from selfloop.workflows.judges.answers import Extract
+from selfloop.workflows.judges.votes import MajorityVote, VoteShare, are_numbers
 
 
 def group(*responses: str | None) -> list[dict[str, Any]]:
@@ -52,6 +55,27 @@ def test_vote_shares() -> None:
     assert VoteShare().verify_group(rows) == [0.625] * 5 + [0.25] * 2 + [0.125]
     unread = group("1", "1", "x", "y")
     assert VoteShare(extract="number").verify_group(unread) == [0.5, 0.5, None, None]
+
+
+@pytest.mark.parametrize("extract", ["number", "boxed"])
+def test_equal_numbers_are_one_vote(extract: Extract) -> None:
+    rows = group(*[rf"\boxed{{{answer}}}" for answer in ("1/2", "0.5", "0.50", "3")])
+    assert VoteShare(extract=extract).verify_group(rows) == [0.75, 0.75, 0.75, 0.25]
+
+
+def test_text_stays_exact() -> None:
+    assert VoteShare().verify_group(group("18", "18.00", "018", "18")) == [0.5, 0.25, 0.25, 0.5]
+
+
+def test_unreadable_answers_lose_only_where_asked() -> None:
+    rows = [*group("7", "7", "none", "8"), {"sample": 4, "response": "7", "status": "failed"}]
+    assert VoteShare(extract="number").verify_group(rows) == [0.4, 0.4, None, 0.2, None]
+    assert VoteShare(extract="number", unparsed="lose").verify_group(rows) == [0.4, 0.4, 0.0, 0.2, None]
+
+
+def test_whether_most_answers_are_numbers() -> None:
+    assert are_numbers(["18", "1/2", "x"]) and are_numbers(["18.00"])
+    assert not are_numbers(["18", "x"]) and not are_numbers([])
 
 
 def test_votes_never_read_the_gold_answer() -> None:

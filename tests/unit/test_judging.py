@@ -13,6 +13,7 @@ import pytest
 from selfloop.workflows.flow.judging import JudgeRule, parsed
 from selfloop.workflows.flow.ops import Context
 from selfloop.workflows.judges.base import GroupJudge, Verifier
+from selfloop.workflows.judges.rubric import AdditiveRubric
 
 ROWS = pa.table({"prompt_id": ["a", "a", "b"], "response": ["1", "2", "3"], "status": ["ok"] * 3})
 
@@ -64,3 +65,37 @@ def test_a_parser_that_raises_is_a_failure_and_none_an_abstention() -> None:
     assert parsed(lambda _: None, "hm", "hm").state == "abstain"
     broken = parsed(float, "x", "x")
     assert broken.state == "failed" and "ValueError" in broken.text
+
+
+class Graded(Verifier):
+    """Declares its range."""
+
+    score_range: ClassVar[tuple[float, float] | None] = (0, 10)
+    score: float
+
+    def verify(self, row: Mapping[str, Any]) -> float | None:
+        return self.score
+
+
+@pytest.mark.parametrize("score", [-0.5, 10.5, float("nan"), float("inf")])
+def test_a_score_outside_the_declared_range_is_a_failed_verdict(score: float) -> None:
+    table = asyncio.run(JudgeRule(Graded(score=score)).run([ROWS], Context("judge", 1, 0)))
+    assert table["score"].null_count == 3 and set(table["score_state"].to_pylist()) == {"failed"}
+    text = table["score_judgements"].to_pylist()[0][0]["text"]
+    assert f"score {score:g}" in text and "in Graded" in text
+    assert ("outside its range 0 to 10" in text) == (abs(score) < 11)
+
+
+@pytest.mark.parametrize("score", [0, 10])
+def test_the_ends_of_a_range_belong_to_it(score: float) -> None:
+    assert verdicts(Graded(score=score)) == [(score, "score")] * 3
+
+
+def test_a_parser_is_held_to_the_range_of_its_judge() -> None:
+    assert parsed(float, "4", "4", AdditiveRubric()).score == 4
+    assert "outside its range 0 to 5" in parsed(float, "7", "7", AdditiveRubric()).text
+
+
+def test_an_error_names_the_judge() -> None:
+    table = asyncio.run(JudgeRule(Broken()).run([ROWS], Context("judge", 1, 0)))
+    assert table["score_judgements"].to_pylist()[2][0]["text"] == "ValueError: no in Broken"

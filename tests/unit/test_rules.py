@@ -108,9 +108,9 @@ def test_copies_can_be_left_out() -> None:
     assert [row["sample"] for row in Correct(dedup=True)(rows, rng())] == [0]
 
 
-def voted(*responses: str) -> Rows:
+def voted(*responses: str, **settings: Any) -> Rows:
     rows: Rows = [{"sample": i, "response": text, "status": "ok"} for i, text in enumerate(responses)]
-    for row, share in zip(rows, VoteShare().verify_group(rows), strict=True):
+    for row, share in zip(rows, VoteShare(**settings).verify_group(rows), strict=True):
         row |= {"score": share, "score_state": "abstain" if share is None else "score"}
     return rows
 
@@ -124,11 +124,29 @@ def test_most_against_least_voted() -> None:
 
 
 def test_the_cards_weight() -> None:
-    # votes 5, 2 of k = 8 (one more response could not be read): w = 3/8
-    rows = voted(*"aaaaabb ")
-    [(_, rejected, more)] = MostAgainstLeast()(rows, rng())
-    assert rejected["response"] == "b"
-    assert more == {"weight": pytest.approx(0.375)}
+    # votes 5, 2, 1 of k = 8: w = (5 - 1) / 8
+    [(_, rejected, more)] = MostAgainstLeast()(voted(*"aaaaabbc"), rng())
+    assert rejected["response"] == "c" and more == {"weight": 4 / 8}
+
+
+def test_an_unreadable_answer_is_in_no_pair_unless_asked() -> None:
+    said = ["7"] * 5 + ["8"] * 2 + ["none"]
+    [(_, rejected, more)] = MostAgainstLeast(extract="number")(voted(*said, extract="number"), rng())
+    assert (rejected["response"], more) == ("8", {"weight": 3 / 8})
+    rows = voted(*said, extract="number", unparsed="lose")
+    [(_, rejected, more)] = MostAgainstLeast(extract="number")(rows, rng())
+    assert (rejected["response"], more) == ("none", {"weight": 5 / 8})
+    nothing = voted("no", "none", extract="number", unparsed="lose")
+    assert MostAgainstLeast(threshold=0.0, extract="number")(nothing, rng()) == []
+
+
+def test_answers_that_mean_the_same_are_never_a_pair() -> None:
+    rule = MostAgainstLeast(threshold=0.0, extract="number")
+    assert rule(voted("$18", "$18", "$18.00", extract="number"), rng()) == []
+    rows = voted("$18", "18.00", "$18", "17", extract="number")
+    drawn = [rule(rows, random.Random(seed))[0] for seed in range(30)]
+    assert {pair[0]["response"] for pair in drawn} == {"$18", "18.00"}
+    assert {(pair[1]["response"], pair[-1]["weight"]) for pair in drawn} == {("17", 0.5)}
 
 
 def test_too_few_votes_drop_the_question() -> None:

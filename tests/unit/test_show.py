@@ -125,6 +125,44 @@ def test_a_run_without_answers(run: Path) -> None:
     assert "Held-out accuracy was not measured (no answers to check against)." in show(run)
 
 
+SCORES = [
+    {"iteration": 0, "wall_s": 30.0, "heldout_score": 6.5, "heldout_score_low": 6.25, "heldout_score_high": 6.75,
+     "heldout_score_greedy": 7.0},
+    {"iteration": 1, "wall_s": 90.0, "heldout_score": 7.125},
+]  # fmt: skip
+
+
+def test_scores_are_shown_as_scores(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SCORES))
+    assert show(run).splitlines()[3:7] == [
+        "Held-out score  ▁█",
+        "  iteration  sampled   95 % interval   greedy   gain  minutes",
+        "          0      6.5     6.25 - 6.75        7     +0      0.5",
+        "          1    7.125               -        - +0.625      1.5",
+    ]
+    assert curve.sentence(1, SCORES[1], SCORES[0]) == (
+        "after iteration 1: its sampled answers to held-out prompts have a mean score of 7.125 (+0.625)"
+    )
+    assert curve.sentence(0, SCORES[0]).endswith(
+        "mean score of 6.5; 7 when it takes its likeliest words (greedy)"
+    )
+
+
+def test_one_score_that_is_neither_0_nor_1_makes_a_run_one_of_scores() -> None:
+    all_right = {"heldout_score": 1.0, "heldout_accuracy": 1.0}
+    assert curve.figure([all_right]) == curve.ACCURACY
+    assert curve.figure([{"heldout_score": 0.5}, all_right]) == curve.figure([SCORES[0]]) == curve.SCORE
+
+
+def test_the_first_failure_of_a_node(run: Path) -> None:
+    why = [{"state": "failed", "score": None, "text": "KeyError: 'nope'\nin bad:raises"}]
+    rows = table(ROWS[:2]).set_column(5, "score_state", pa.array(["score", "failed"]))
+    rows = rows.append_column("score_judgements", pa.array([[], why], COLUMNS["score_judgements"][0]))
+    write_node(run, 1, "broken", [rows])
+    said = "first failure: KeyError: 'nope' in bad:raises, prompt sort 3 1 2 'sort 3 1 2'"
+    assert said in " ".join(show(run, 80).split())
+
+
 def test_no_run(run: Path) -> None:
     with pytest.raises(InputError) as caught:
         show(run.parent / "yours")

@@ -1,7 +1,8 @@
 """The figures of one evaluation, from its rows: how good the policy is on prompts it never learns from.
 
-Rows have the columns of `data/schema.py`. A response is right when its verdict is a score of at least .5; a failed
-row and an abstention are wrong, and are counted in `invalid_share`. Intervals resample prompts.
+Rows have the columns of `data/schema.py`. Where verdicts mean right and wrong, a response is right when its score is at
+least .5, and a failed row or an abstention is wrong. Where they are scores, the figure is their mean, without those rows.
+`invalid_share` counts these either way. Intervals resample prompts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from selfloop.workflows.evaluation import metrics
 from selfloop.workflows.judges.answers import Extract, canonical, extract_answer
+from selfloop.workflows.judges.base import Figure
 
 __all__ = ["heldout_metrics", "judge_metrics"]
 
@@ -35,22 +37,23 @@ def heldout_metrics(
     seed: int = 0,
     bootstrap: int = 1000,
     extract: Extract = "text",
+    figure: Figure = "seen",
 ) -> dict[str, float]:
     """All held-out metrics by name; those that need what the rows lack (verdicts, log-probs) are left out.
 
     sampled: several responses a prompt. greedy: one a prompt. previous: the greedy rows of the iteration before, for
-    flips. extract: how the votes of majority_at_k read an answer.
+    flips. extract: how the votes of majority_at_k read an answer. figure: what the verdicts add up to; `seen` gives the
+    mean score always, and accuracies while every score is 0 or 1.
     """
     found: dict[str, float] = {}
-    for name, table in (("heldout_accuracy", sampled), ("heldout_accuracy_greedy", greedy)):
-        if "score" in table.column_names and table.num_rows:
-            found |= _accuracy(name, Rows(table), seed, bootstrap)
-    rows = Rows(sampled)
-    if "score" in sampled.column_names and sampled.num_rows:
-        found |= _by_kind(rows)
-        found |= _at_k(rows, extract)
-    if previous is not None and "score" in greedy.column_names and "score" in previous.column_names:
-        found |= _flips(Rows(previous), Rows(greedy))
+    rows, likeliest, before = Rows(sampled), Rows(greedy), None if previous is None else Rows(previous)
+    judged = [one for one in (rows, likeliest, before) if one is not None and one.judged]
+    if figure != "accuracy":
+        found |= _means("heldout_score", rows, likeliest, Rows.mean_scores, seed, bootstrap)
+    if figure == "accuracy" or (figure == "seen" and all(one.binary for one in judged)):
+        found |= _means("heldout_accuracy", rows, likeliest, Rows.by_prompt, seed, bootstrap)
+        found |= _at_k(rows, extract) if rows.judged else {}
+        found |= _flips(before, likeliest) if before and before.judged and likeliest.judged else {}
     found |= _shape(rows)
     found |= _divergence(rows)
     return {name: value for name, value in found.items() if math.isfinite(value)}
@@ -89,13 +92,26 @@ class Rows:
         unscored = [state != "score" or score is None for state, score in zip(states, scores, strict=True)]
         return self.failed | np.array(unscored, dtype=bool)
 
+    @property
+    def judged(self) -> bool:
+        """Whether there are verdicts."""
+        return "score" in self.table.column_names and self.table.num_rows > 0
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """The score of each row; nan where there is none."""
+        scores = [math.nan if score is None else score for score in self.column("score")]
+        return np.where(self.invalid, math.nan, np.array(scores, dtype=float))
+
+    @property
+    def binary(self) -> bool:
+        """Whether every score is 0 or 1."""
+        return bool(np.isin(self.scores[~self.invalid], (0.0, 1.0)).all())
+
     @cached_property
     def right(self) -> NDArray[np.float64]:
         """1 for a right response, else 0."""
-        scores = np.array(
-            [math.nan if score is None else score for score in self.column("score")], dtype=float
-        )
-        return ((scores >= RIGHT) & ~self.invalid).astype(float)
+        return (self.scores >= RIGHT).astype(float)
 
     @cached_property
     def ok(self) -> pa.Table:
@@ -106,23 +122,29 @@ class Rows:
         """Accuracy of each prompt's responses."""
         return {name: float(self.right[places].mean()) for name, places in self.prompts.items()}
 
+    def mean_scores(self) -> dict[str, float]:
+        """Mean score of each prompt's responses; prompts without a score are left out."""
+        valid = {name: places[~self.invalid[places]] for name, places in self.prompts.items()}
+        return {name: float(self.scores[places].mean()) for name, places in valid.items() if len(places)}
 
-def _accuracy(name: str, rows: Rows, seed: int, bootstrap: int) -> dict[str, float]:
-    values = list(rows.by_prompt().values())
-    low, high = metrics.bootstrap_ci(values, bootstrap, seed)
-    return {name: metrics.accuracy(values), f"{name}_low": low, f"{name}_high": high}
 
-
-def _by_kind(rows: Rows) -> dict[str, float]:
-    """Accuracy by the `kind` that the prompts' meta names."""
+def _means(
+    name: str, sampled: Rows, greedy: Rows, of: Callable[[Rows], dict[str, float]], seed: int, bootstrap: int
+) -> dict[str, float]:
+    """Means over prompts of sampled and greedy responses, with intervals, then by the `kind` that the prompts' meta names."""
+    found: dict[str, float] = {}
+    for title, rows in ((name, sampled), (f"{name}_greedy", greedy)):
+        values = list(of(rows).values()) if rows.judged else []
+        if values:
+            low, high = metrics.bootstrap_ci(values, bootstrap, seed)
+            found |= {title: metrics.accuracy(values), f"{title}_low": low, f"{title}_high": high}
     kinds: dict[str, list[float]] = {}
-    accuracy = rows.by_prompt()
-    meta = rows.column("meta")
-    for name, places in rows.prompts.items():
-        kind = _kind(meta[places[0]])
+    meta = sampled.column("meta")
+    for prompt, value in (of(sampled) if sampled.judged else {}).items():
+        kind = _kind(meta[sampled.prompts[prompt][0]])
         if kind is not None:
-            kinds.setdefault(kind, []).append(accuracy[name])
-    return {f"heldout_accuracy_kind_{kind}": metrics.accuracy(kinds[kind]) for kind in sorted(kinds)}
+            kinds.setdefault(kind, []).append(value)
+    return found | {f"{name}_kind_{kind}": metrics.accuracy(kinds[kind]) for kind in sorted(kinds)}
 
 
 def _kind(meta: str | None) -> str | None:

@@ -21,6 +21,7 @@ from selfloop.workflows.flow.graph import Graph, ModelRef, Node
 from selfloop.workflows.flow.keys import content_key
 from selfloop.workflows.flow.ops import Context, Source
 from selfloop.workflows.flow.provenance import Writers, writers_of
+from selfloop.workflows.store.failures import first_failure
 from selfloop.workflows.store.parts import Stored
 from selfloop.workflows.store.run import RunFolder
 
@@ -314,17 +315,19 @@ class Job:
             made.folder = self.place(node.model).folder
         return made
 
-    def check_failures(self, node: str, counted: Meta, done: bool) -> None:
+    def check_failures(self, iteration: int, node: str, counted: Meta, done: bool) -> None:
         """Stop when more rows or verdicts failed than the config allows (asked once there are enough, and at the end)."""
-        rows, failed, what, where = counted.get("rows", 0), counted.get("failed", 0), "rows", "error"
-        for column, states in counted.items():
+        rows, failed, what, column = counted.get("rows", 0), counted.get("failed", 0), "rows", "status"
+        for name, states in counted.items():
             if isinstance(states, dict) and states.get("failed", 0) > failed:
-                name = column.removesuffix("_state")
-                failed, what, where = states["failed"], f"verdicts ({name})", f"{name}_judgements"
+                failed, what, column = states["failed"], f"verdicts ({name.removesuffix('_state')})", name
         if failed and (done or rows >= 1000) and failed > self.max_failed_rows * rows:
+            why = first_failure([part.path for part in self.folder.parts(iteration, node)], column)
+            where = "error" if column == "status" else f"{column.removesuffix('_state')}_judgements"
             raise FailedRowsError(
                 f"node {node!r}: {failed} of {rows} {what} failed, more than max_failed_rows={self.max_failed_rows:g} allows. "
-                f"The column `{where}` of its rows in {self.folder.path} says why; mend that, or raise max_failed_rows"
+                f"The first: {why or 'no reason is noted'}. The column `{where}` of its rows in {self.folder.path} has them "
+                "all; mend that, or raise max_failed_rows"
             )
 
 

@@ -4,6 +4,7 @@ broke); a missing verdict is never a zero."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -16,6 +17,7 @@ from selfloop.workflows.errors import JudgeError
 from selfloop.workflows.flow.ops import Context, Op, Place, encode
 from selfloop.workflows.flow.rows import Row, groups, with_column
 from selfloop.workflows.judges.base import GroupJudge, Judge, PromptJudge, Verdict, Verifier
+from selfloop.workflows.judges.verifiers import FunctionVerifier
 
 __all__ = ["JudgeBy", "JudgeRule"]
 
@@ -47,7 +49,7 @@ class JudgeOp(Op):
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset(self.judge.reads) | {"prompt_id"}
+        return self.judge.needs | {"prompt_id"}
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
         return inputs[0] | {f"{self.column}{end}" for end in ("", "_state", "_judgements")}
@@ -78,34 +80,57 @@ class JudgeRule(JudgeOp):
         try:
             scores = list(self.judge.verify_group(rows)) if rows else []
         except Exception as error:  # user code: whatever it raises is a failed verdict, counted, never a zero
-            return [Verdict(None, "failed", f"{type(error).__name__}: {error}")] * len(rows)
+            return [raised(self.judge, error)] * len(rows)
         if len(scores) != len(rows):
             name = type(self.judge).__name__
             raise JudgeError(
                 f"{name} gave {len(scores)} verdicts for {len(rows)} responses of a prompt; it must give one each"
             )
-        return [verdict_of(score) for score in scores]
+        return [verdict_of(score, "", self.judge) for score in scores]
 
     def one(self, row: Row) -> Verdict:
         assert isinstance(self.judge, Verifier)
         try:
-            return verdict_of(self.judge.verify(row))
+            return verdict_of(self.judge.verify(row), "", self.judge)
         except Exception as error:  # as above
-            return Verdict(None, "failed", f"{type(error).__name__}: {error}")
+            return raised(self.judge, error)
 
 
-def parsed(parse: Callable[[T], float | None], said: T, text: str) -> Verdict:
+def raised(judge: Judge, error: Exception) -> Verdict:
+    """The verdict of a judge that raised."""
+    return Verdict(None, "failed", f"{type(error).__name__}: {error} in {named(judge)}")
+
+
+def named(judge: Judge) -> str:
+    """A judge in a message: a user's function as the config names it, else the class."""
+    return judge.path if isinstance(judge, FunctionVerifier) else type(judge).__name__
+
+
+def failure(error: str) -> Judged:
+    """The verdict of a row that could not be judged: its only judgement says why."""
+    verdict = Verdict(None, "failed", error)
+    return verdict, [verdict]
+
+
+def parsed(parse: Callable[[T], float | None], said: T, text: str, judge: Judge | None = None) -> Verdict:
     """What a judge's words (or label log-probs) mean; text: as it is shown. A parser that raises is broken: the same words
     would break it again."""
     try:
-        return verdict_of(parse(said), text)
+        return verdict_of(parse(said), text, judge)
     except Exception as error:  # as above
         return Verdict(None, "failed", f"{type(error).__name__}: {error}, of: {text}")
 
 
-def verdict_of(score: float | None, text: str = "") -> Verdict:
-    """A score or an abstention."""
-    return Verdict(None, "abstain", text) if score is None else Verdict(float(score), "score", text)
+def verdict_of(score: float | None, text: str = "", judge: Judge | None = None) -> Verdict:
+    """A score or an abstention; failed where the score is not finite or outside the range that its judge declares."""
+    if score is None:
+        return Verdict(None, "abstain", text)
+    lowest, highest = (judge.score_range if judge else None) or (-math.inf, math.inf)
+    if math.isfinite(score) and lowest <= score <= highest:
+        return Verdict(float(score), "score", text)
+    allowed = f"outside its range {lowest:g} to {highest:g}" if math.isfinite(score) else "no finite number"
+    by, of = f" in {named(judge)}" if judge else "", f", of: {text}" if text else ""
+    return Verdict(None, "failed", f"score {score:g} is {allowed}{by}{of}")
 
 
 @dataclass(frozen=True)
@@ -123,26 +148,21 @@ class JudgeBy(JudgeOp):
         prompts = [encoded[place][0] for place in able]
         ask = self.by_labels if self.judge.labels else self.by_text
         judgements = await ask([rows[place] for place in able], prompts, context)
-        judged: dict[int, Judged] = {
-            row.index: (Verdict(None, "failed", error), [])
-            for row, (_, error) in zip(rows, encoded, strict=True)
-            if error
-        }
+        judged = {row.index: failure(error) for row, (_, error) in zip(rows, encoded, strict=True) if error}
         for place, single in zip(able, judgements, strict=True):
             judged[rows[place].index] = (self.combine(single), single)
         return add_verdicts(tables[0], self.column, judged)
 
     def failed(self, table: pa.Table, context: Context, error: str) -> pa.Table:
         """The verdicts of rows that could not be judged at all."""
-        broken: Judged = (Verdict(None, "failed", error), [])
-        return add_verdicts(table, self.column, dict.fromkeys(range(table.num_rows), broken))
+        return add_verdicts(table, self.column, dict.fromkeys(range(table.num_rows), failure(error)))
 
     def combine(self, single: list[Verdict]) -> Verdict:
         """The aggregate of the valid judgements; failed only if every one of them failed."""
         assert isinstance(self.judge, PromptJudge)
         scores = [verdict.score for verdict in single if verdict.score is not None]
         if scores:
-            return verdict_of(self.judge.aggregate(scores))
+            return verdict_of(self.judge.aggregate(scores), "", self.judge)
         failed = all(verdict.state == "failed" for verdict in single)
         return Verdict(None, "failed" if failed else "abstain", single[0].text if single else "")
 
@@ -170,7 +190,7 @@ class JudgeBy(JudgeOp):
         verdicts = [
             Verdict(None, "failed", reply.error or "")
             if reply.finish == "error"
-            else parsed(judge.parse, text, text)
+            else parsed(judge.parse, text, text, judge)
             for reply, text in zip(replies, texts, strict=True)
         ]
         return [verdicts[start : start + self.votes] for start in range(0, len(verdicts), self.votes)]
@@ -189,4 +209,4 @@ class JudgeBy(JudgeOp):
         if not logprobs:
             return Verdict(None, "failed", "the judge's prompt does not fit the model")
         text = " ".join(f"{name}:{value:.3f}" for name, value in zip(judge.labels, logprobs, strict=True))
-        return parsed(judge.parse_labels, logprobs, text)
+        return parsed(judge.parse_labels, logprobs, text, judge)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.grow import Gate
+from selfloop.workflows.flow.judging import JudgeOp
 from selfloop.workflows.flow.measure import Measure
-from selfloop.workflows.flow.ops import Concat, Merge, Save, Source, Summary
+from selfloop.workflows.flow.ops import Concat, Merge, Op, Save, Source, Summary
 from selfloop.workflows.flow.plan import Planner
 from selfloop.workflows.flow.provenance import kept_rows, made_before
+from selfloop.workflows.judges.verifiers import FunctionVerifier
 from selfloop.workflows.objectives.columns import needed_columns
 
 __all__ = ["lint", "lint_graph"]
@@ -56,12 +58,21 @@ def columns(graph: Graph, node: Node) -> Iterator[str]:
             continue
         if "answer" in missing:
             yield (f"node {node.name!r} checks responses against the gold answer, and the prompts have none. Map a column to it "
-                   "(prompts.columns.answer=<column>) or choose a recipe that works without labels")  # fmt: skip
+                   "(prompts.columns.answer=<column>) or choose a recipe that works without labels"
+                   f"{way_of(node.op)}")  # fmt: skip
             missing.remove("answer")
         if missing:
             held = ", ".join(sorted(graph.nodes[source].columns))
             yield (f"node {node.name!r} reads {', '.join(missing)}, and {source!r} before it has only {held}. "
                    f"{way_to(graph, source, missing[0])}")  # fmt: skip
+
+
+def way_of(op: Op) -> str:
+    """What else helps where a judge does not declare what it reads."""
+    judge = op.judge if isinstance(op, JudgeOp) else None
+    if not isinstance(judge, FunctionVerifier) or judge.reads:
+        return ""
+    return f"; if {judge.path} does not need it, say what it reads: {judge.path.split(':')[1]}.reads = ('response',)"
 
 
 def way_to(graph: Graph, source: str, column: str) -> str:

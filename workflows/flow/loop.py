@@ -15,6 +15,7 @@ from selfloop.workflows.flow.job import Job, Meta, Place
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.flow.signal import IDLE, idle_iterations, signal_metrics
+from selfloop.workflows.flow.voting import voted_notes
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.report.way_out import idle_line, way_out
 from selfloop.workflows.store.run import RunFolder
@@ -93,6 +94,8 @@ def loop(
             console.iteration(index, metrics, setup.recipe.cut_answers)
             if len(idle_iterations(folder, index)) in range(1, IDLE):
                 console.line(idle_line(setup, folder, index))
+            for note in voted_notes(setup, graph, folder) if index == 1 else ():
+                console.line(f"Note: {note}.")
             prune(setup, folder, index)
             if stopped(setup, folder, index, console):
                 break

@@ -13,9 +13,10 @@ from selfloop.workflows.config_errors import in_short
 from selfloop.workflows.errors import InputError, SelfloopError, blamed
 from selfloop.workflows.flow import ops
 from selfloop.workflows.flow.graph import Graph, ModelRef
+from selfloop.workflows.flow.judging import JudgeOp
 from selfloop.workflows.flow.stream import Builder, Iteration, Model, SourceInfo, Stream
 from selfloop.workflows.judges.answers import Extract
-from selfloop.workflows.judges.base import Verifier
+from selfloop.workflows.judges.base import Figure, Verifier
 from selfloop.workflows.recipes.base import Recipe
 
 __all__ = ["HeldoutSummary", "Planner"]
@@ -29,6 +30,7 @@ class HeldoutSummary:
 
     bootstrap: int
     extract: Extract = "text"
+    figure: Figure = "seen"
 
     def __call__(
         self, sampled: pa.Table, greedy: pa.Table, previous: pa.Table | None = None, *, seed: int
@@ -36,7 +38,13 @@ class HeldoutSummary:
         from selfloop.workflows.evaluation.heldout import heldout_metrics
 
         return heldout_metrics(
-            sampled, greedy, previous, seed=seed, bootstrap=self.bootstrap, extract=self.extract
+            sampled,
+            greedy,
+            previous,
+            seed=seed,
+            bootstrap=self.bootstrap,
+            extract=self.extract,
+            figure=self.figure,
         )
 
 
@@ -54,7 +62,7 @@ class Planner:
     def graph(self, index: int) -> Graph:
         """The graph of iteration `index`, with answers only where the recipe's own nodes read them."""
         graph = self.build(index, dict(self.sources))
-        reads_answers = any(node.op and "answer" in node.op.reads for node in graph if not node.evaluation)
+        reads_answers = any(node.op and reads_answer(node.op) for node in graph if not node.evaluation)
         if index == 0 or reads_answers:
             return graph
         blind = {name: info if name == "heldout" else replace(info, columns=info.columns - {"answer"})
@@ -94,6 +102,7 @@ class Planner:
             greedy = greedy.judge(self.checker, name=GREEDY)
         sampled = sampled.measure(it.initial, column="initial_logprobs", name="heldout-measured")
         extract: Extract = getattr(self.checker, "extract", "text")
+        figure: Figure = self.checker.figure if self.checker else "seen"
         inputs = [greedy]
         earlier = (
             it.index - self.evaluation.every
@@ -102,11 +111,15 @@ class Planner:
         )
         if earlier >= 0:
             inputs.append(self.stored(it, earlier, GREEDY, greedy))
-        sampled.add(ops.Summary(HeldoutSummary(chosen.bootstrap, extract)), *inputs, name="evaluation")
+        sampled.add(
+            ops.Summary(HeldoutSummary(chosen.bootstrap, extract, figure)), *inputs, name="evaluation"
+        )
         it.builder.evaluation = False
 
     def verified(self, it: Iteration) -> bool:
-        return self.checker is not None and it.sources["heldout"].has_answers
+        return self.checker is not None and (
+            it.sources["heldout"].has_answers or not self.checker.needs_answer
+        )
 
     @staticmethod
     def stored(it: Iteration, iteration: int, node: str, like: Stream) -> Stream:
@@ -124,6 +137,11 @@ def written(recipe: Recipe, it: Iteration) -> Model | dict[str, Model]:
         raise InputError(
             f"{type(recipe).__name__}.iteration raised {type(error).__name__}: {in_short(error)}{blamed(error)}. Mend it there"
         ) from error
+
+
+def reads_answer(op: ops.Op) -> bool:
+    """Whether a node may read the gold answer: a judge that does not say what it reads may."""
+    return "answer" in op.reads or (isinstance(op, JudgeOp) and op.judge.sees_answer)
 
 
 def as_roles(result: Model | dict[str, Model], recipe: Recipe) -> dict[str, Model]:

@@ -84,7 +84,7 @@ class Runner:
             return
         flow.complete = True
         counted = {**flow.counted, "rows": flow.counted.get("rows", 0)}
-        self.job.check_failures(flow.node.name, counted, done=True)
+        self.job.check_failures(self.graph.iteration, flow.node.name, counted, done=True)
         entry = {
             "key": flow.key,
             "batches": count,
@@ -142,7 +142,7 @@ class Runner:
     def report(self, flow: Flow) -> None:
         """Tell the console how far the node is, and stop a run whose rows mostly fail."""
         counted = flow.counted
-        self.job.check_failures(flow.node.name, counted, done=False)
+        self.job.check_failures(self.graph.iteration, flow.node.name, counted, done=False)
         state = {
             "batches": len(flow.stored),  # what is counted is committed
             "total": flow.total,

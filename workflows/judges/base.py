@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from selfloop.workflows.data.schema import Message, VerdictState
+from selfloop.workflows.judges.trial import columns_read
 
-__all__ = ["GroupJudge", "Judge", "PromptJudge", "Verdict", "Verifier"]
+__all__ = ["Comparison", "Figure", "GroupJudge", "Judge", "PromptJudge", "Verdict", "Verifier"]
 
 Row = Mapping[str, Any]
+Figure = Literal["accuracy", "score", "seen"]
+"""What the verdicts of a verifier add up to: a share of right answers; a mean score; or the one or the other, by whether
+all scores seen are 0 or 1."""
 
 
 class Verdict(NamedTuple):
@@ -28,25 +33,69 @@ class Verdict(NamedTuple):
 
 
 class Judge(BaseModel):
-    """Base of all judges: frozen settings; `reads` are the columns its rows must have beside a response's own."""
+    """Base of all judges: frozen settings.
+
+    reads: the columns its rows must have beside a response's own; empty: not declared, a trial tells them.
+    score_range: the lowest and the highest score; another one is a failed verdict. None: any finite number.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     reads: ClassVar[tuple[str, ...]] = ("prompt", "response")
+    score_range: ClassVar[tuple[float, float] | None] = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The columns that its rows must have."""
+        return frozenset(self.reads)
 
     @property
     def needs_answer(self) -> bool:
-        """Whether it reads the gold answer (the lint then asks the data set for one)."""
-        return "answer" in self.reads
+        """Whether it needs the gold answer (the lint then asks the data set for one)."""
+        return "answer" in self.needs
+
+    @property
+    def sees_answer(self) -> bool:
+        """Whether it is shown the gold answer where there is one."""
+        return self.needs_answer
 
 
 class Verifier(Judge):
     """A rule on one row. Raising means the verifier broke: the verdict is 'failed'."""
 
-    reads: ClassVar[tuple[str, ...]] = ("prompt", "response", "answer")
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(self.reads) or self.tried
+
+    @cached_property
+    def tried(self) -> frozenset[str]:
+        """What `verify` reads of a few rows that are made up for it."""
+        return columns_read(self.verify)
+
+    @property
+    def sees_answer(self) -> bool:
+        return not self.reads or self.needs_answer
+
+    @property
+    def figure(self) -> Figure:
+        """What its verdicts add up to."""
+        return "seen" if self.score_range is None else "score"
 
     def verify(self, row: Row) -> float | None:
         """Score of the row, or None to abstain."""
         raise NotImplementedError
+
+
+class Comparison(Verifier):
+    """A verifier that knows the gold answer: 1 is right and 0 wrong, so that its mean is an accuracy."""
+
+    reads: ClassVar[tuple[str, ...]] = ("prompt", "response", "answer")
+    score_range: ClassVar[tuple[float, float] | None] = (0, 1)
+
+    @property
+    def figure(self) -> Figure:
+        return "accuracy"
 
 
 class GroupJudge(Judge):

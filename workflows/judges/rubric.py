@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
+from typing import ClassVar
 
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.judges.base import PromptJudge, Row
@@ -39,15 +41,44 @@ BARE = f"""\
 Reply with one line and nothing else: the total, a number from 0 to {MOST}, after the label, exactly like this:
 {LABEL} <total>"""
 
-_SCORE = re.compile(re.escape(LABEL) + r"[\s*]*(-?\d+(?:\.\d+)?)(?![\d.]*\d)")
+_SCORE = re.compile(r"""(?<![^\W_])(?<![^\W_]-)score["'*_`]*\s*[:\uff1a]""", re.IGNORECASE)
+_SIGNS = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-") | dict.fromkeys("\u2044\u2215", "/")
+)
+_MARKUP = re.compile(r"</?[a-z]+>|\\boxed|[*_`$\"'\\]", re.IGNORECASE)
+_FIVE = re.compile(r"(/|\bout\s+of)\s*five\b", re.IGNORECASE)
+_NUMBER = re.compile(r"([.,]?\d(?:[\d.,]*\d)?)", re.ASCII)  # as it stands: 1,000 and 1.2.3 are one
+_PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+|\d+,\d\d?", re.ASCII)  # three digits after a comma are thousands
+_BETWEEN = {
+    "+": re.compile(r"[\w\s()\[\],:]*\+[\w\s()\[\],:]*"),
+    "=": re.compile(r"[\w\s()\[\],:]*=[\w\s]*|\s*\(\s*=?\s*"),
+    "/": re.compile(
+        r"[\s>)\]}]*(?:points?|pts?\.?|stars?)?[\s(\[]*"
+        r"(?:/|(?:out\s+)?of\b)(?:\s+(?:a|the|possible|maximum|total|of))*[\s<(\[{]*",
+        re.IGNORECASE,
+    ),
+}
+_GOES_ON = re.compile(  # behind the last number: another unit or scale, a sum or range that was cut
+    r"\w|[\s)\]}>]*(?:[%\u2030+=/^\u00d7]|(?:per\s?cent|or|to|and|of|out\s+of)\b)|\s*-\s*$", re.IGNORECASE
+)
+_TERMS, _TOTAL = r"(?P<terms>[\d.]+(?:\+[\d.]+)*)", r"(?P<total>[\d.]+)(?:/(?P<scale>[\d.]+))?"
+_SHAPES = (re.compile(f"{_TOTAL}(?:={_TERMS})?"), re.compile(f"{_TERMS}={_TOTAL}"))
 
 
 class AdditiveRubric(PromptJudge):
     """Five additive criteria, a justification, then `Score: n`: one number in [0, 5] a judgement.
 
-    The last label followed by a number counts; a number outside [0, 5], or none, makes the judgement invalid. The
-    score of a response is the mean of its valid judgements.
+    The last label (`Score:` in any case, bold or not) with a number behind it on its line, or alone on the next line
+    with text, counts. What follows it is read as a whole, never in part:
+    - a number: 4, 4.5, 4,5, marked up as it may be (`**4**`, `<4>`, `[4]`, `` `4` ``, `$4$`), words behind it or not;
+    - a number of its scale: 4/5, 4 out of 5, 4 points (of 5);
+    - a sum with its total: 1 + 1 + 0 = 2, 2 = 1 + 1 + 0, 2 (1 + 1 + 0). The total must be that of its terms.
+    All else makes the judgement invalid: another scale (4/10, 80 %), a range (3-4, 3 to 4), a sum without its total,
+    a sign or a bound (-1, <4, 4+), any further number on the line, a total outside [0, 5], no number at all. The score
+    of a response is the mean of its valid judgements.
     """
+
+    score_range: ClassVar[tuple[float, float] | None] = (0, MOST)
 
     def messages(self, row: Row) -> list[Message]:
         texts = frame(conversation=conversation(row["prompt"]), response=row["response"])
@@ -73,7 +104,37 @@ class ScoreOnly(AdditiveRubric):
 
 
 def last_score(text: str) -> float | None:
-    """The number after the last label that has one, or None when there is none in [0, 5]."""
-    found = _SCORE.findall(text)
-    value = float(found[-1]) if found else None
-    return value if value is not None and 0 <= value <= MOST else None
+    """The total behind the last label that has a number, or None when it is no total in [0, 5] (see AdditiveRubric)."""
+    for tail in reversed(_SCORE.split(text)[1:]):
+        first, *more = tail.split("\n")
+        below = not _MARKUP.sub("", first).strip()
+        line = next((line for line in more if line.strip()), "") if below else first
+        if any(letter.isnumeric() for letter in line):
+            return _total(line, alone=below)
+    return None
+
+
+def _total(line: str, alone: bool) -> float | None:
+    """The total that a line states. alone: no words may stand behind it."""
+    plain = _FIVE.sub(rf"\1 {MOST}", _MARKUP.sub(" ", line.translate(_SIGNS)))
+    before, *rest = _NUMBER.split(plain)
+    numbers, between, after = rest[::2], rest[1:-1:2], "".join(rest[-1:])
+    signs = [next((sign for sign, way in _BETWEEN.items() if way.fullmatch(gap)), "?") for gap in between]
+    if (
+        before.strip(" \t<([{|")
+        or ("<" in before and ">" not in plain)
+        or not all(_PLAIN.fullmatch(number) for number in numbers)
+        or any(letter.isnumeric() for letter in "".join([*between, after]))
+        or _GOES_ON.match(after)
+        or (alone and any(letter.isalpha() for letter in after))
+    ):
+        return None
+    said = "".join(
+        f"{number.replace(',', '.')}{sign}" for number, sign in zip(numbers, [*signs, ""], strict=True)
+    )
+    match = next((match for shape in _SHAPES if (match := shape.fullmatch(said))), None)
+    if match is None or (match["scale"] and Fraction(match["scale"]) != MOST):
+        return None
+    total, terms = Fraction(match["total"]), match["terms"]
+    agrees = not terms or sum(map(Fraction, terms.split("+"))) == total
+    return float(total) if agrees and total <= MOST else None

@@ -17,13 +17,13 @@ from pydantic import Field, model_validator
 
 from selfloop.workflows.errors import InputError, JudgeError
 from selfloop.workflows.judges.answers import Extract, equivalent, extract_answer
-from selfloop.workflows.judges.base import Row, Verifier
+from selfloop.workflows.judges.base import Comparison, Row, Verifier
 from selfloop.workflows.judges.math_pool import compare, require_math_verify
 
 __all__ = ["VERIFIERS", "AnswerVerifier", "Choice", "Exact", "FunctionVerifier", "Math", "Number", "verifier"]
 
 
-class AnswerVerifier(Verifier):
+class AnswerVerifier(Comparison):
     """Compares the response's final answer with the gold one; both are read in the same way."""
 
     extract: ClassVar[Extract] = "text"
@@ -56,7 +56,7 @@ class Choice(AnswerVerifier):
     extract: ClassVar[Extract] = "choice"
 
 
-class Math(Verifier):
+class Math(Comparison):
     """The same mathematics by math-verify (fractions, sets, intervals, expressions), in a process of its own.
 
     A response that is not compared within `deadline` seconds abstains.
@@ -78,10 +78,23 @@ class Math(Verifier):
 
 
 class FunctionVerifier(Verifier):
-    """A user's function of one row: a score (True and False count as 1 and 0), or None to abstain."""
+    """A user's function of one row: a score (True and False count as 1 and 0), or None to abstain.
+
+    Two attributes of the function declare what a class declares: `check.reads = ("response",)`, the columns that its
+    rows must have, without which three made-up rows show them; and `check.score_range = (0, 10)`, without which any
+    finite number is a score. Declared scores are reported as scores, undeclared ones if any is neither 0 nor 1.
+    """
 
     extract: ClassVar[Extract] = "text"
     path: str = Field(description="module:function")
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return tuple(getattr(resolve(self.path), "reads", ()))
+
+    @property
+    def score_range(self) -> tuple[float, float] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return getattr(resolve(self.path), "score_range", None)
 
     @model_validator(mode="after")
     def found(self) -> FunctionVerifier:
@@ -89,8 +102,8 @@ class FunctionVerifier(Verifier):
         return self
 
     def content(self) -> dict[str, Any]:
-        """What counts of it in a content key: the function, wherever its file is."""
-        return {"function": resolve(self.path)}
+        """What counts of it in a content key: the function, wherever its file is, and its range."""
+        return {"function": resolve(self.path), "score_range": self.score_range}
 
     def verify(self, row: Row) -> float | None:
         score = resolve(self.path)(row)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selfloop.workflows.judges.base import Row, Verifier
+from selfloop.workflows.judges.base import Comparison, Row
 
 __all__ = [
     "CORE_LEVELS",
@@ -112,7 +112,7 @@ def verify(task: Task | str, response: str) -> bool:
     return known is not None and response.strip() == known.answer
 
 
-class PocketVerifier(Verifier):
+class PocketVerifier(Comparison):
     """1 for exactly the right answer, else 0. Reads the gold answer, so no label-free recipe may use it."""
 
     def verify(self, row: Row) -> float | None:

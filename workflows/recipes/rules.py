@@ -15,7 +15,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from selfloop.workflows.judges.answers import Extract, extract_answer
+from selfloop.workflows.judges.answers import Extract
+from selfloop.workflows.judges.votes import voted
 
 __all__ = [
     "BestOfN",
@@ -125,7 +126,7 @@ class MostAgainstLeast(Rule):
 
     Scores are vote shares (`VoteShare`). Both are random within their answer; a tie for most goes to the answer seen
     first. The pair needs a share of `threshold` for the most voted, and its `weight` is the margin (V+ - V-) / k.
-    extract: as in the judge.
+    Answers that mean the same are one answer, so they have one share and are never a pair. extract: as in the judge.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("score",)
@@ -140,10 +141,7 @@ class MostAgainstLeast(Rule):
         if most <= least or most < self.threshold - 1e-9:
             return []
         leaders = [row for row in usable if row["score"] == most]
-        winner = self.answer(leaders[0])
-        chosen = rng.choice([row for row in leaders if self.answer(row) == winner])
+        winner = voted(leaders[0], self.extract)
+        chosen = rng.choice([row for row in leaders if voted(row, self.extract) == winner])
         rejected = rng.choice([row for row in usable if row["score"] == least])
         return [(chosen, rejected, {"weight": most - least})]
-
-    def answer(self, row: Row) -> str | None:
-        return extract_answer(row["response"], self.extract)

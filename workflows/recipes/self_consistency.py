@@ -27,6 +27,8 @@ class SelfConsistency(Recipe):
     1. Prompts come from the configured source; the paper also lets the model write new ones.
     2. Rejected solutions come from the k voting samples; the paper adds k hotter samples for them.
     3. The threshold is one setting, as a share of k; the paper raises it in the second iteration on some data sets.
+    4. A response whose answer cannot be read has no vote and is in no pair; with `unparsed: lose` it is rejected first, as
+       one without a vote (IRPO's rule, arXiv 2404.19733).
     """
 
     title: ClassVar[str] = "Self-Consistency Preference Optimization (ScPO)"
@@ -45,14 +47,17 @@ class SelfConsistency(Recipe):
     )
     epochs: float = Field(default=10.0, gt=0, description="section 3")
     extract: Literal["text", "number", "boxed", "choice"] = Field(
-        default="text", description="how the final answer is read"
+        default="text", description="how the final answer is read; answers that mean the same are one vote"
+    )
+    unparsed: Literal["exclude", "lose"] = Field(
+        default="exclude", description="responses without a readable answer: in no pair, or rejected first"
     )
 
     def iteration(self, it: Iteration) -> Model:
         answers = it.prompts().sample(
             it.policy, n=self.samples, temperature=self.temperature, top_p=self.top_p
         )
-        voted = answers.judge(VoteShare(extract=self.extract))
+        voted = answers.judge(VoteShare(extract=self.extract, unparsed=self.unparsed))
         pairs = voted.pair(MostAgainstLeast(threshold=self.threshold, extract=self.extract))
         objective = ScPO(beta=self.beta, nll_coefficient=self.nll)
         return it.policy.train(pairs, objective, reference=it.policy, optimizer="fresh", epochs=self.epochs)

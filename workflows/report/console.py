@@ -101,7 +101,12 @@ class Console:
         self.history = {int(metrics["iteration"]): dict(metrics) for metrics in history}
         if self.history:
             last = max(self.history)
-            self.line(f"Going on. So far, {curve.sentence(last, self.history[last])}")
+            self.line(f"Going on. So far, {curve.sentence(last, self.history[last], name=self.figure)}")
+
+    @property
+    def figure(self) -> str:
+        """The metric that is told of every iteration."""
+        return curve.figure(self.history.values())
 
     def line(self, text: str) -> None:
         """Print one line, above the table where there is one."""
@@ -146,18 +151,21 @@ class Console:
         before = self.history.get(max((key for key in self.history if key < index), default=-1))
         self.history[index] = dict(metrics)
         self.stages = {}
-        self.line(f"[{self.clock()}] {curve.sentence(index, metrics, before)}{curve.signal(metrics, cut)}")
+        told = curve.sentence(index, metrics, before, self.figure)
+        self.line(f"[{self.clock()}] {told}{curve.signal(metrics, cut)}")
 
     def done(self, folder: object | None = None) -> None:
         """The run is complete: what it brought, and what to do next."""
-        known = [(index, curve.accuracy(self.history[index])) for index in sorted(self.history)]
+        name = self.figure
+        known = [(index, curve.number(self.history[index], name)) for index in sorted(self.history)]
         known = [(index, value) for index, value in known if value is not None]
         if len(known) > 1:
             (_, first), (last, value) = known[0], known[-1]
+            what, unit = ("mean score", "") if name == curve.SCORE else ("accuracy", " points")
             self.line(
-                f"Done in {self.clock()}: held-out accuracy went from {curve.percent(first)} to {curve.percent(value)} "
-                f"({curve.points(value, first)} points) in {last} iteration{'s' if last != 1 else ''}  "
-                f"{curve.sparkline([entry for _, entry in known])}"
+                f"Done in {self.clock()}: held-out {what} went from {curve.shown(first, name)} to "
+                f"{curve.shown(value, name)} ({curve.gain(value, first, name)}{unit}) in {last} "
+                f"iteration{'s' if last != 1 else ''}  {curve.sparkline([entry for _, entry in known])}"
             )
         else:
             self.line(f"Done in {self.clock()}")
@@ -198,16 +206,14 @@ class Console:
 
     def history_table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for name in ("iteration", "accuracy", "greedy", "gain", ""):
+        figure, order = self.figure, sorted(self.history)
+        for name in ("iteration", "score" if figure == curve.SCORE else "accuracy", "greedy", "gain", ""):
             table.add_column(name, justify="right" if name else "left")
-        first = curve.accuracy(self.history[min(self.history)]) if self.history else None
-        values = [curve.accuracy(self.history[index]) for index in sorted(self.history)]
-        for index, bar in zip(
-            sorted(self.history), curve.sparkline(values) or " " * len(values), strict=True
+        values = [curve.number(self.history[index], figure) for index in order]
+        for index, value, bar in zip(
+            order, values, curve.sparkline(values) or " " * len(values), strict=True
         ):
-            metrics = self.history[index]
-            value, greedy = curve.accuracy(metrics), metrics.get(curve.GREEDY)
-            table.add_row(
-                str(index), curve.percent(value), curve.percent(greedy), curve.points(value, first), bar
-            )
+            likeliest = curve.number(self.history[index], curve.greedy(figure))
+            gain = curve.gain(value, values[0], figure)
+            table.add_row(str(index), curve.shown(value, figure), curve.shown(likeliest, figure), gain, bar)
         return table

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
     "ACCURACY",
-    "GREEDY",
-    "accuracy",
+    "SCORE",
+    "figure",
+    "gain",
+    "greedy",
     "interval",
-    "percent",
-    "points",
+    "number",
     "sentence",
+    "shown",
     "signal",
     "sparkline",
 ]
 
 ACCURACY = "heldout_accuracy"
-GREEDY = "heldout_accuracy_greedy"
+SCORE = "heldout_score"
 BARS = "▁▂▃▄▅▆▇█"
 
 Metrics = Mapping[str, Any]
 
 
 def number(metrics: Metrics, name: str) -> float | None:
+    """A metric, or None where it is missing or no number."""
     value = metrics.get(name)
     return float(value) if isinstance(value, int | float) and value == value else None
 
 
-def accuracy(metrics: Metrics) -> float | None:
-    """Held-out accuracy, sampled; None where answers could not be checked."""
-    return number(metrics, ACCURACY)
+def figure(history: Iterable[Metrics]) -> str:
+    """The metric that tells a run's curve: accuracy, unless some iteration has only a mean score."""
+    scored = any(SCORE in metrics and ACCURACY not in metrics for metrics in history)
+    return SCORE if scored else ACCURACY
+
+
+def greedy(name: str) -> str:
+    """The same figure of greedy answers."""
+    return f"{name}_greedy"
 
 
 def interval(metrics: Metrics, name: str = ACCURACY) -> tuple[float, float] | None:
@@ -40,14 +49,18 @@ def interval(metrics: Metrics, name: str = ACCURACY) -> tuple[float, float] | No
     return None if low is None or high is None else (low, high)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """0.714 as `71.4 %`."""
-    return "-" if value is None else f"{100 * value:.{digits}f} %"
+def shown(value: float | None, name: str = ACCURACY) -> str:
+    """An accuracy of 0.714 as `71.4 %`, a score of 7.1448 as `7.145`."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if name == SCORE else f"{100 * value:.1f} %"
 
 
-def points(new: float | None, old: float | None) -> str:
-    """The gain in points, e.g. `+21.3`."""
-    return "-" if new is None or old is None else f"{100 * (new - old):+.1f}"
+def gain(new: float | None, old: float | None, name: str = ACCURACY) -> str:
+    """The gain in points of accuracy, e.g. `+21.3`, or in score, e.g. `+0.42`."""
+    if new is None or old is None:
+        return "-"
+    return f"{new - old:+.3g}" if name == SCORE else f"{100 * (new - old):+.1f}"
 
 
 def sparkline(values: Sequence[float | None]) -> str:
@@ -63,21 +76,26 @@ def sparkline(values: Sequence[float | None]) -> str:
     )
 
 
-def sentence(index: int, metrics: Metrics, before: Metrics | None = None) -> str:
-    """What one iteration brought, for somebody who sees it for the first time."""
+def sentence(index: int, metrics: Metrics, before: Metrics | None = None, name: str | None = None) -> str:
+    """What one iteration brought, for somebody who sees it for the first time. name: the run's `figure`."""
+    name = name or figure([metrics, before or {}])
     who = "initial policy" if index == 0 else f"after iteration {index}"
-    value = accuracy(metrics)
+    value, likeliest = number(metrics, name), number(metrics, greedy(name))
     if value is None:
         loss = next((f", {name} {number(metrics, name):.4g}" for name in metrics if name.endswith("loss")
                      and number(metrics, name) is not None), "")  # fmt: skip
         measured = "mean_length" in metrics or "kl_to_initial" in metrics
         why = "no answers to check the held-out prompts with" if measured else "not evaluated this time"
         return f"{who}: done{loss} ({why})"
-    text = f"{who}: {percent(value)} of its sampled answers to held-out prompts are right"
-    if before is not None and accuracy(before) is not None:
-        text += f" ({points(value, accuracy(before))} points)"
-    if number(metrics, GREEDY) is not None:
-        text += f"; {percent(number(metrics, GREEDY))} when it takes its likeliest words (greedy)"
+    told = gain(value, number(before or {}, name), name)
+    if name == SCORE:
+        text = f"{who}: its sampled answers to held-out prompts have a mean score of {shown(value, name)}"
+        text += "" if told == "-" else f" ({told})"
+    else:
+        text = f"{who}: {shown(value, name)} of its sampled answers to held-out prompts are right"
+        text += "" if told == "-" else f" ({told} points)"
+    if likeliest is not None:
+        text += f"; {shown(likeliest, name)} when it takes its likeliest words (greedy)"
     return text
 
 
@@ -85,8 +103,8 @@ def signal(metrics: Metrics, cut: str = "") -> str:
     """What there was to learn from, to be put after a sentence. cut: what the method does with cut answers."""
     told: list[str] = []
     silent, short = number(metrics, "no_signal_share"), number(metrics, "cut_share")
-    told += [f"{percent(silent)} of the prompts gave no signal"] if silent else []
-    told += [f"{percent(short)} of the answers were cut{f' ({cut})' if cut else ''}"] if short else []
+    told += [f"{shown(silent)} of the prompts gave no signal"] if silent else []
+    told += [f"{shown(short)} of the answers were cut{f' ({cut})' if cut else ''}"] if short else []
     told += [kept(metrics)] if kept(metrics) else []
     told += ["nothing was trained"] if metrics.get("idle") else []
     return f" · {', '.join(told)}" if told else ""

@@ -75,9 +75,10 @@ FILES = """## The run folder
 
 | name in metrics.jsonl | meaning |
 | --- | --- |
-| `heldout_accuracy`, `heldout_accuracy_greedy` | share of right answers to held-out prompts |
+| `heldout_accuracy`, `heldout_accuracy_greedy` | share of right answers to held-out prompts; no score but 0 and 1 |
+| `heldout_score`, `heldout_score_greedy` | mean score of answers to held-out prompts, with a judge of your own |
 | `…_low`, `…_high` | their 95 % bootstrap interval over prompts |
-| `heldout_accuracy_kind_KIND` | the same by the `kind` in the prompts' `meta` |
+| `heldout_accuracy_kind_KIND`, `heldout_score_kind_KIND` | the same by the `kind` in the prompts' `meta` |
 | `pass_at_K`, `majority_at_K` | right among K samples; the most frequent of K samples is right |
 | `positive_flips`, `negative_flips` | share of greedy answers that became right, or wrong, since the last one |
 | `invalid_share`, `truncated_share` | of held-out answers: failed or without a score; cut at max_tokens |

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.report import curve
+from selfloop.workflows.store.failures import first_failure
 from selfloop.workflows.trackers import read_metrics
 
 __all__ = ["NodeCount", "count_node", "list_nodes", "open_config", "open_run", "show"]
@@ -193,23 +194,28 @@ def head_lines(folder: Path, config: dict[str, Any], metrics: Sequence[dict[str,
 
 
 def curve_lines(metrics: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
-    """Held-out accuracy by iteration with its 95 % interval."""
+    """Held-out accuracy, or mean score, by iteration with its 95 % interval."""
     if not metrics:
         return
-    values = [curve.accuracy(row) for row in metrics]
+    name = curve.figure(metrics)
+    what, scale = ("score", 1) if name == curve.SCORE else ("accuracy", 100)
+    values = [curve.number(row, name) for row in metrics]
     if all(value is None for value in values):
         yield "Held-out accuracy was not measured (no answers to check against)."
     else:
-        yield f"Held-out accuracy  {curve.sparkline(values)}"
-    bar = max(0, min(20, width - 60))
+        yield f"Held-out {what}  {curve.sparkline(values)}"
+    bar = max(0, min(20, width - 60)) if name == curve.ACCURACY else 0  # a score has no length
     yield f"  {'iteration':>9} {'sampled':>8} {'95 % interval':>15} {'greedy':>8} {'gain':>6} {'minutes':>8}"
     for row, value in zip(metrics, values, strict=True):
-        ends = curve.interval(row)
-        between = f"{100 * ends[0]:.1f} - {100 * ends[1]:.1f}" if ends else "-"
+        ends = curve.interval(row, name)
+        form = ".4g" if name == curve.SCORE else ".1f"
+        between = f"{scale * ends[0]:{form}} - {scale * ends[1]:{form}}" if ends else "-"
         minutes = f"{row['wall_s'] / 60:.1f}" if "wall_s" in row else "-"
-        greedy, gain = curve.percent(row.get(curve.GREEDY)), curve.points(value, values[0])
+        likeliest = curve.shown(curve.number(row, curve.greedy(name)), name)
+        gain = curve.gain(value, values[0], name)
         drawn = "█" * round(bar * value) if value is not None else ""
-        line = f"  {row['iteration']:>9} {curve.percent(value):>8} {between:>15} {greedy:>8} {gain:>6} {minutes:>8}"
+        sampled = curve.shown(value, name)
+        line = f"  {row['iteration']:>9} {sampled:>8} {between:>15} {likeliest:>8} {gain:>6} {minutes:>8}"
         yield f"{line}  {drawn}".rstrip()
 
 
@@ -221,7 +227,7 @@ def signal_lines(config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> I
     yield f"What was learned from (cut answers: {cut_answers(config)})"
     yield f"  {'iteration':>9} {'no signal':>9} {'cut':>7}  kept"
     for row in known:
-        silent, cut = (curve.percent(row.get(name)) for name in ("no_signal_share", "cut_share"))
+        silent, cut = (curve.shown(row.get(name)) for name in ("no_signal_share", "cut_share"))
         told = [curve.kept(row)] if curve.kept(row) else []
         told += ["nothing was trained"] if row.get("idle") else []
         yield f"  {row['iteration']:>9} {silent:>9} {cut:>7}  {', '.join(told)}"
@@ -254,6 +260,11 @@ def node_lines(iteration: int, nodes: dict[str, list[Path]], width: int) -> Iter
         )
         failed = f"{count.status['failed']:,}" if count.status else "-"
         yield f"  {name[:long]:<{long}} {count.rows:>10,} {failed:>7}  {verdicts}".rstrip()[:width]
+        broken = [column for column, states in count.states.items() if states["failed"]]
+        broken += ["status"] if count.status["failed"] and not broken else []
+        for column in broken:
+            if (why := first_failure(map(str, parts), column)) is not None:
+                yield "    first failure: " + shorten(clean(why), width - 19, 3)
 
 
 def example_lines(iteration: int, nodes: dict[str, list[Path]], width: int) -> Iterator[str]:

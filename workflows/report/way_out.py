@@ -13,7 +13,7 @@ from selfloop.workflows.flow.judging import JudgeOp, JudgeRule
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.flow.signal import makers
 from selfloop.workflows.judges.base import Verifier
-from selfloop.workflows.report.curve import percent
+from selfloop.workflows.report.curve import shown
 from selfloop.workflows.store.run import RunFolder
 
 __all__ = ["idle_line", "way_out"]
@@ -48,13 +48,13 @@ def diagnosis(setup: Setup, folder: RunFolder, index: int) -> tuple[str, str, di
     if cut >= MOST:
         limit = setup.config.generator.max_tokens
         return (
-            f"{percent(cut)} of the answers were cut at generator.max_tokens={limit} ({setup.recipe.cut_answers})",
+            f"{shown(cut)} of the answers were cut at generator.max_tokens={limit} ({setup.recipe.cut_answers})",
             "raise generator.max_tokens, or ask for shorter answers (prompts.system)",
             {"generator.max_tokens": longer(setup, limit)},
         )
     if abstained >= MOST:
         return (
-            f"{percent(abstained)} of the verdicts are abstentions: the judge could not read an answer or a score",
+            f"{shown(abstained)} of the verdicts are abstentions: the judge could not read an answer or a score",
             "ask for a form that can be read (prompts.system), or take another judge; the column score_judgements shows more",
             {},
         )
