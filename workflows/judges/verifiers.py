@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from selfloop.workflows.errors import InputError, JudgeError
-from selfloop.workflows.judges.answers import Extract, equivalent, extract_answer
+from selfloop.workflows.judges.answers import Extract, equivalent, extract_answer, no_number
 from selfloop.workflows.judges.base import Comparison, Row, Verifier
 from selfloop.workflows.judges.math_pool import compare, require_math_verify
+from selfloop.workflows.judges.numbers import CLOCK
 
 __all__ = ["VERIFIERS", "AnswerVerifier", "Choice", "Exact", "FunctionVerifier", "Math", "Number", "verifier"]
 
@@ -45,9 +46,22 @@ class Exact(AnswerVerifier):
 
 
 class Number(AnswerVerifier):
-    """The same number: the last one of the response; the gold answer may be a worked solution ending in '#### 18'."""
+    """The same number, exactly: the one marked as the answer, else the last; the gold answer may be a worked solution ending
+    in '#### 18'. 12 % is 12. An answer that can be no number (`3\\sqrt{2}`, `x^2`, a list) is wrong; a time equals itself.
+    """
 
     extract: ClassVar[Extract] = "number"
+
+    def gold(self, answer: str | None) -> str | None:
+        found = super().gold(answer)
+        return answer.strip() if found is None and answer and CLOCK.fullmatch(answer.strip()) else found
+
+    def verify(self, row: Row) -> float | None:
+        response, gold = row["response"] or "", self.gold(row["answer"])
+        if gold is not None and CLOCK.fullmatch(gold) and (times := CLOCK.findall(response)):
+            return float(times[-1] == gold)
+        said = super().verify(row)
+        return 0.0 if said is None and no_number(response) else said
 
 
 class Choice(AnswerVerifier):
@@ -71,10 +85,7 @@ class Math(Comparison):
         return self
 
     def verify(self, row: Row) -> float | None:
-        gold = row["answer"] or ""
-        if "####" in gold:
-            gold = extract_answer(gold, "number") or gold
-        return compare(gold, row["response"] or "", self.deadline)
+        return compare(row["answer"] or "", row["response"] or "", self.deadline)
 
 
 class FunctionVerifier(Verifier):
