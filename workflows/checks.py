@@ -57,6 +57,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
     if not draft.problems and not data.problems:
         check_graph(config, found)
     found.problems += check_reuse(config)
+    found.notes += earlier_readings(config, run_dir)
     if not touched & {"generator", "trainer", "placement"}:
         found.problems += check_machine(config)
         found.problems += check_packages(config)
@@ -81,7 +82,7 @@ def take(found: Findings, facts: Facts) -> Facts:
 
 def check_graph(config: Config, found: Findings) -> None:
     """The lint of the recipe's graphs, which needs the prompts: the run does it where these are many or elsewhere."""
-    from selfloop.workflows.flow.gold import graph_problems
+    from selfloop.workflows.flow.gold import graph_facts
     from selfloop.workflows.flow.setup import Setup
     from selfloop.workflows.flow.voting import vote_notes
 
@@ -91,10 +92,11 @@ def check_graph(config: Config, found: Findings) -> None:
     try:
         found.graph_checked = True
         setup = Setup(config)
-        problems = graph_problems(setup)
-        if not problems:
+        facts = graph_facts(setup)
+        found.problems += facts.problems
+        found.notes += facts.notes
+        if not facts.problems:
             take(found, try_code(setup))
-        found.problems += problems
         found.notes += vote_notes(setup)
         found.prompts = setup.sources["prompts"].num_rows
     except InputError as error:
@@ -118,3 +120,24 @@ def check_reuse(config: Config) -> list[str]:
             )
         ]
     return []
+
+
+def earlier_readings(config: Config, run_dir: Path | None) -> list[str]:
+    """Runs to reuse or to go on with whose answers were read by other rules than today's."""
+    if config.judge not in (None, "number", "math", "choice") and ":" not in (config.judge or ""):
+        return []
+    notes: list[str] = []
+    for folder, doing in ((config.reuse, "reuse"), (run_dir, "this run goes on with")):
+        if folder is None or (last := RunFolder(folder).last_read_by_earlier_rules()) == 0:
+            continue
+        notes.append(
+            f"{doing} {folder}: up to iteration {last} its answers were read by earlier rules, under which math, number, choice "
+            "and votes scored some right answers wrong and some wrong ones right. "
+            + (
+                "Its samples are taken over; they are judged, and what is learned from them is trained, again"
+                if doing == "reuse"
+                else "Its earlier figures may be wrong and are not comparable with those to come. To have them right, start "
+                f"another run with --run-dir and reuse={folder}"
+            )
+        )
+    return notes

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from selfloop.workflows.errors import InputError, JudgeError
 from selfloop.workflows.judges.answers import Extract, equivalent, extract_answer, no_number
 from selfloop.workflows.judges.base import Comparison, Row, Verifier
+from selfloop.workflows.judges.expressions import final_expression, form_of
 from selfloop.workflows.judges.math_pool import compare, require_math_verify
 from selfloop.workflows.judges.numbers import CLOCK
 
@@ -70,10 +71,14 @@ class Choice(AnswerVerifier):
     extract: ClassVar[Extract] = "choice"
 
 
-class Math(Comparison):
+class Math(AnswerVerifier):
     """The same mathematics by math-verify (fractions, sets, intervals, expressions), in a process of its own.
 
-    A response that is not compared within `deadline` seconds abstains.
+    Answers are found as by all verifiers, and handed over whole, as LaTeX; letters only, times and numbers of another base are
+    compared as text. A gold answer of which only a part can be read is refused. Tolerance (math-verify's): decimals are equal
+    if they are when rounded to 6 places, so 0.333333 is 1/3, while 0.333 is not; expressions without decimals are equal
+    exactly, or to 15 digits; 12 % is 12 and also 0.12; `x = 5` is 5; 1 < x < 3 is (1, 3). A response that is not compared
+    within `deadline` seconds abstains.
     """
 
     extract: ClassVar[Extract] = "boxed"
@@ -83,6 +88,10 @@ class Math(Comparison):
     def installed(self) -> Math:
         require_math_verify()
         return self
+
+    def gold(self, answer: str | None) -> str | None:
+        found = final_expression(answer or "", "whole")
+        return found if found is not None and form_of(found).kind != "unread" else None
 
     def verify(self, row: Row) -> float | None:
         return compare(row["answer"] or "", row["response"] or "", self.deadline)

