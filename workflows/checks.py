@@ -22,11 +22,12 @@ MANY = 100_000
 
 @dataclass
 class Findings:
-    """problems: what stops the run. notes: what could not be checked here. scans: prompts seen by source. prompts: how many
-    there are to learn from; None where they were not loaded."""
+    """problems: what stops the run. notes: what could not be checked here. tried: what a verifier said of gold answers. scans:
+    prompts seen by source. prompts: how many there are to learn from; None where they were not loaded."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
     scans: Mapping[str, Scan] = field(default_factory=dict)
     parameters: int = 0
     prompts: int | None = None
@@ -95,6 +96,7 @@ def check_graph(config: Config, found: Findings) -> None:
         facts = graph_facts(setup)
         found.problems += facts.problems
         found.notes += facts.notes
+        found.tried += facts.tried
         if not facts.problems:
             take(found, try_code(setup))
         found.notes += vote_notes(setup)
@@ -124,20 +126,19 @@ def check_reuse(config: Config) -> list[str]:
 
 def earlier_readings(config: Config, run_dir: Path | None) -> list[str]:
     """Runs to reuse or to go on with whose answers were read by other rules than today's."""
-    if config.judge not in (None, "number", "math", "choice") and ":" not in (config.judge or ""):
+    exact = config.judge == "exact" or (config.judge is None and config.prompts.source == "pocket")
+    if exact and config.settings.get("extract", "text") == "text":
         return []
+    before = "were read by earlier rules: math, number, choice and votes took some right answers for wrong and some wrong"
     notes: list[str] = []
-    for folder, doing in ((config.reuse, "reuse"), (run_dir, "this run goes on with")):
-        if folder is None or (last := RunFolder(folder).last_read_by_earlier_rules()) == 0:
-            continue
+    if config.reuse is not None and RunFolder(config.reuse).read_by_earlier_rules() is not None:
         notes.append(
-            f"{doing} {folder}: up to iteration {last} its answers were read by earlier rules, under which math, number, choice "
-            "and votes scored some right answers wrong and some wrong ones right. "
-            + (
-                "Its samples are taken over; they are judged, and what is learned from them is trained, again"
-                if doing == "reuse"
-                else "Its earlier figures may be wrong and are not comparable with those to come. To have them right, start "
-                f"another run with --run-dir and reuse={folder}"
-            )
+            f"the answers in reuse {config.reuse} {before} ones for right: its verdicts are not taken over, what was judged is "
+            "judged again, and what was learned from them is learned again"
+        )
+    if run_dir is not None and (last := RunFolder(run_dir).read_by_earlier_rules()) is not None:
+        notes.append(
+            f"up to iteration {last} the answers in {run_dir} {before} ones for right: those figures may be wrong, and later "
+            f"ones do not compare with them. Another run with reuse={run_dir} judges its samples again"
         )
     return notes

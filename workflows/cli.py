@@ -149,6 +149,8 @@ def check(
             from selfloop.workflows.flow.describe import describe
 
             say(describe(draft.config, count_gpus()))
+        for line in found.tried:
+            say(f"Tried: {line}.")
         for note in found.notes:
             say(f"Note: {note}.")
         say(f"No problem found. The run would be written to {folder}")

@@ -31,10 +31,11 @@ SHOWN = 3  # rows that are named
 
 @dataclass
 class GoldFacts:
-    """problems: what stops the run. notes: how many gold answers were tried, and which single ones fail."""
+    """problems: what stops the run. notes: single rows that fail. tried: how many gold answers were tried, a source a line."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
 
 
 def graph_problems(setup: Setup) -> list[str]:
@@ -81,7 +82,7 @@ def tried_answers(setup: Setup) -> GoldFacts:
         drawn = "" if tried == len(answers) else f", drawn by the seed (of {len(answers):,})"
         said = f"{kind} was tried on {tried:,} answers of {name!r}{drawn}, each in {len(FORMS)} forms"
         if not failed:
-            facts.notes.append(f"{said}: it scores them all as right")
+            facts.tried.append(f"{said}: it scores them all as right")
             continue
         places = places_of(setup, name, {answer for answer, _ in failed})
         rows = "; ".join(f"{places.get(answer, answer)} ({why})" for answer, why in failed[:SHOWN])

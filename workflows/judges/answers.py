@@ -3,21 +3,24 @@ r"""Reading the final answer out of a response, and when two answers mean the sa
 An answer is a string. `extract_answer` finds it, `equivalent` compares two by meaning, `canonical` gives equal
 strings to equal answers. Nothing here knows which answer is right. What cannot be read abstains: None.
 
-One finder serves all; `math` (`final_expression`) reads as the others do, and whole.
+One finder serves all; `math` (judges/expressions.py) finds by the same markers and reads the answer whole. Rule by rule, ours
+beside GSM8K's strict match, lm-eval's flexible match, MATH's last box and DAPO's reward:
 
-| rule | ours | GSM8K strict | lm-eval flexible | MATH's last box | DAPO |
+| rule | ours | GSM8K | lm-eval | MATH | DAPO |
 | --- | --- | --- | --- | --- | --- |
-| `<think>` block that has ended | not read | read | read | read | read; last 300 characters only |
-| marker | whichever stands last of: last box, `####`, "answer is" | first `#### number` | none | last `\boxed`, `\fbox` | last "Answer:" |
-| several boxes | the last | - | - | the last | - |
-| a box that is empty or never closed | no box (`boxed`: no answer) | - | - | no answer | - |
-| `####` | number, choice: where an answer begins its line (after `$`, a sign, `*`) and it is no numbered heading; text: where blank lines alone follow; `math`: either | anywhere before digits | no | no | no |
-| "answer is", "answer:" | where a readable answer follows in its sentence | no | no | no | the rest of the line |
-| after a marker | the first number; of a chain `a = b` the last member | that number | - | the whole box | the whole line, normalised |
-| no marker | number: the last; choice: the concluded letter, else the last one named; text: the last line; math: the last formula or number | no answer | the last number | no answer | no answer |
-| a part of an expression, a time, a list | never a number: no answer | its first digits | its last digits | compared as text | compared as text |
-| `boxed` | Hendrycks' rule: no box, no answer | - | - | the same | - |
+| 1 reasoning that has ended (`</think>`) | not read | read | read | read | last 300 characters |
+| 2 markers | last box, `####`, "answer is": the last wins | `####` | none | last box | last "Answer:" |
+| 3 several boxes | the last | - | - | the last | - |
+| 4 a box never closed, or empty | no box; `boxed`: no answer | - | - | no answer | - |
+| 5 `####` | where an answer begins its line (see below) | where digits follow | - | - | - |
+| 6 "answer is", "answer:" | where its sentence has a readable answer | - | - | - | rest of the line |
+| 7 after a marker | the first number; of `a = b` the last member | the number | - | the whole box | the whole line |
+| 8 no marker | the last number, letter, line or formula | no answer | last number | no answer | no answer |
+| 9 a part of a formula, list or time | no number: no answer | its digits | its digits | text | text |
+| 10 `boxed` | no box, no answer | - | - | the same | - |
 
+5: for number and choice after `$`, a sign or `*`, and not in a numbered heading; for text only if blank lines alone follow; for
+math either. 8: a choice is a conclusion ("B is correct") before a mere mention; options that are only listed again are no answer.
 Numbers: exact; $, %, units and thousands separators (a comma before groups of three, a thin space, `{,}`) do not count, 12 % is
 12; fractions, mixed numbers, powers and scientific notation are read. Choices: what is denied is no answer, nor is "A or B".
 """
@@ -30,10 +33,19 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from selfloop.workflows.judges.choices import HEADING, alone, marked_choice, stated_choice
-from selfloop.workflows.judges.latex import BOX, SPAN, box_at, plain_text, tidy, unwrapped
+from selfloop.workflows.judges.latex import BOX, SPAN, box_at, plain_text, squeezed, tidy, unwrapped
 from selfloop.workflows.judges.numbers import LONGEST, first_number, last_number, never_a_number, whole_number
 
-__all__ = ["LONGEST", "Extract", "Marked", "as_number", "canonical", "equivalent", "extract_answer", "no_number"]
+__all__ = [
+    "LONGEST",
+    "Extract",
+    "Marked",
+    "as_number",
+    "canonical",
+    "equivalent",
+    "extract_answer",
+    "no_number",
+]
 
 Extract = Literal["text", "number", "boxed", "choice"]
 """How the final answer is read: see the table above.
@@ -49,7 +61,9 @@ STATED = re.compile(
 )
 HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*\n?")
 SENTENCE = re.compile(r"(?<=[.!?])[\s*]+(?=[A-Z])|(?<=[.!?]\s)(?=Check\b)")
-BEGINS = re.compile(r"[\s*$+\\(\[{~_\u20ac\u00a3\u00a5\u2010-\u2013\u2212-]*(?:approx\s*)?(?=\d|\.\d|\\?[dtc]?frac)")
+BEGINS = re.compile(
+    r"[\s*$+\\(\[{~_\u20ac\u00a3\u00a5\u2010-\u2013\u2212-]*(?:approx\s*)?(?=\d|\.\d|\\?[dtc]?frac)"
+)
 NUMBERED = re.compile(r"\s*\d+[.):]+[ \t]+\S")
 
 
@@ -122,7 +136,7 @@ def no_number(text: str) -> bool:
 def after_thinking(text: str) -> str:
     """What follows the last reasoning block that has ended."""
     ends = list(re.finditer(r"</think(?:ing)?>", text))
-    return text[ends[-1].end() :] if ends else text
+    return squeezed(text[ends[-1].end() :] if ends else text)
 
 
 def last_box(text: str) -> tuple[int, str] | None:
@@ -174,7 +188,9 @@ def begins_number(line: str, rest: str) -> bool:
 
 def begins_choice(line: str, rest: str) -> bool:
     heading = HEADING.match(line) and rest.strip()
-    first = re.match(r"[\s*$(\[{_]*(?:\\text(?:bf)?\{)?[(\[]?([A-Ja-j])(?![\w'])[)\]}]*(?=\s*(?:[.,:;)*$]|$))", line)
+    first = re.match(
+        r"[\s*$(\[{_]*(?:\\text(?:bf)?\{)?[(\[]?([A-Ja-j])(?![\w'])[)\]}]*(?=\s*(?:[.,:;)*$]|$))", line
+    )
     return bool(first) and not heading
 
 

@@ -11,7 +11,7 @@ __all__ = ["alone", "marked_choice", "stated_choice"]
 _BARE = r"(?<![\w'(\[])(?:[B-HJ](?![\w'])|[AI](?=\s*(?:[.,;:)/&]|$|(?:or|and|nor|is|are|was|cannot|can't|isn't|does)\b)))"
 _ONE = rf"(?:[(\[]\s*[A-Ja-hj]\s*[)\]]|(?<!\w)(?:[Oo]ptions?|[Cc]hoices?)\s+[A-Ja-hj](?![\w'])|{_BARE})"
 _JOIN = r"(?:\s*(?:,|/|&|\+)\s*(?:or\s+|and\s+)?|\s+(?:or|and|nor)\s+|\s+as\s+well\s+as\s+)"
-_ANY = rf"{_ONE}(?:{_JOIN}{_ONE})*"
+_ANY = rf"{_ONE}(?:{_JOIN}{_ONE}){{0,9}}"
 _WRONG = (
     r"(?i:(?:is|are|was|were|would\s+be|seems?|looks?)\s+(?:\w+\s+)?(?:not\b|wrong|incorrect|false|out\b|impossible|irrelevant"
     r"|too\b|eliminated|ruled\s+out|excluded|tempting)|(?:is|are|do|does|did|ca|could|would|wo)n't\b|cannot\b"
@@ -22,7 +22,7 @@ DENIED = re.compile(
     r"|\bexclud(?:e|es|ed|ing)|\bexcept|\bunlike)\s+(?i:(?:be|the|simply|just|both|answer)\s+)*"
     rf"{_ANY}|{_ANY}\s*,?\s*{_WRONG}"
 )
-SEVERAL = re.compile(rf"(?:\b(?:either|both|between)\s+)?{_ONE}(?:{_JOIN}{_ONE})+")
+SEVERAL = re.compile(rf"(?:\b(?:either|both|between)\s+)?{_ONE}(?:{_JOIN}{_ONE}){{1,9}}")
 EXPLICIT = re.compile(
     rf"(?<![\w\\])[(\[]\s*([A-Ja-hj])\s*[)\]]|\b(?i:options?|choices?)\s*[:#]?\s*({_BARE}|[b-hj](?![\w']))"
 )
@@ -90,5 +90,7 @@ def stated_choice(text: str) -> str | None:
         return None  # the options, listed again
     if found:
         return found[-1][1]
-    therefore = re.findall(r"\b(?:therefore|thus|hence|so)\b[^.\n]{0,40}?(?<![\w'])([A-HJ])(?![\w'])", text, re.IGNORECASE)
+    therefore = re.findall(
+        r"\b(?:therefore|thus|hence|so)\b[^.\n]{0,40}?(?<![\w'])([A-HJ])(?![\w'])", text, re.IGNORECASE
+    )
     return therefore[-1].upper() if therefore and therefore[-1].isupper() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from selfloop.workflows.judges.answers import after_thinking, begins_number, ends_text, find, sentence
+from selfloop.workflows.judges.answers import after_thinking, begins_number, ends_text, find
 from selfloop.workflows.judges.latex import CLOSE, OPEN, SPAN, plain_text, tidy, unwrapped
 from selfloop.workflows.judges.numbers import (
     CLOCK,
@@ -26,15 +26,29 @@ WORD = re.compile(
 )
 ARTICLE = re.compile(r"[AaI](?=\s+[A-Za-z]{2,})")
 JOIN = re.compile(r"\s*(?:,?\s*(?:and|or)|,)\s*")
-GEOMETRY = re.compile(r"\\(?:angle|triangle|overline|overrightarrow|widehat|vec|odot|square|parallelogram|mathbf|mathcal)(?![A-Za-z])")
+GEOMETRY = re.compile(
+    r"\\(?:angle|triangle|overline|overrightarrow|widehat|vec|odot|square|parallelogram|mathbf|mathcal)(?![A-Za-z])"
+)
 BASED = re.compile(r"[\dA-F]+_\{?\d+\}?")
 BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\d)")
-OR = re.compile(r"\s*,?\s*(?:\\(?:text|mathrm|mbox|quad)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s))\s*")
+OR = re.compile(
+    r"\s*,?\s*(?:\\(?:text|mathrm|mbox|quad)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s))\s*"
+)
 ROOT = re.compile(r"\u221a\s*\(?\s*(\w+)\s*\)?")
 SYMBOLS = str.maketrans(
     {
-        "\u03c0": "\\pi ", "\u03b8": "\\theta ", "\u221e": "\\infty ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ",
-        "\u00b1": "\\pm ", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "\\div ", "\u222a": "\\cup ", "\u2229": "\\cap ",
+        "\u03c0": "\\pi ",
+        "\u03b8": "\\theta ",
+        "\u221e": "\\infty ",
+        "\u2264": "\\le ",
+        "\u2265": "\\ge ",
+        "\u2260": "\\ne ",
+        "\u00b1": "\\pm ",
+        "\u00d7": "\\times ",
+        "\u00b7": "\\cdot ",
+        "\u00f7": "\\div ",
+        "\u222a": "\\cup ",
+        "\u2229": "\\cap ",
         "\u2208": "\\in ",
     }
 )
@@ -57,7 +71,9 @@ def final_expression(text: str, unmarked: Literal["whole", "words", "formulas"] 
     """
     text = after_thinking(text)
     marked = find(
-        text, lambda line, rest: begins_number(line, rest) or ends_text(line, rest), lambda said: bool(stated(said))
+        text,
+        lambda line, rest: begins_number(line, rest) or ends_text(line, rest),
+        lambda said: bool(stated(said)),
     )
     if marked.kind == "box":
         return marked.text.strip()
@@ -92,11 +108,15 @@ def bare(text: str, words: bool) -> str | None:
     whole = BOLD.sub("", text.strip()).strip("`").strip()
     if not whole:
         return None
-    if "\n\n" not in whole and not WORD.search(unwrapped_mask(re.sub(r"\\(?:begin|end)\s*\{\w+\*?\}", " ", whole))):
+    if "\n\n" not in whole and not WORD.search(
+        unwrapped_mask(re.sub(r"\\(?:begin|end)\s*\{\w+\*?\}", " ", whole))
+    ):
         return whole
     if whole_number(whole) is not None:
         return whole
-    formulas = [match for match in SPAN.finditer(text) if is_formula(match) and "=" != match[0].strip("$ ")[-1:]]
+    formulas = [
+        match for match in SPAN.finditer(text) if is_formula(match) and match[0].strip("$ ")[-1:] != "="
+    ]
     if formulas and last_number(text[formulas[-1].end() :]) is None:
         first = formulas[-1]
         while (earlier := previous(formulas, first, text)) is not None:
@@ -138,13 +158,21 @@ def is_formula(match: re.Match[str]) -> bool:
 
 def unwrapped_mask(text: str) -> str:
     r"""The text with commands, and what \text{} holds, blotted out: places stay."""
-    return re.sub(r"\\[A-Za-z]+(?:\s*\{[A-Za-z\s.,'-]*\}|\s[A-Z]{1,4}(?![A-Za-z]))?", lambda match: "\\" + "." * (len(match[0]) - 1), text)
+    return re.sub(
+        r"\\[A-Za-z]+(?:\s*\{[A-Za-z\s.,'-]*\}|\s[A-Z]{1,4}(?![A-Za-z]))?",
+        lambda match: "\\" + "." * (len(match[0]) - 1),
+        text,
+    )
 
 
 def joined(text: str, first: re.Match[str]) -> str:
     """A formula with those that follow it by "and", "or" or a comma."""
     parts, end = [inside(first)], first.end()
-    while (join := JOIN.match(text, end)) and (more := SPAN.match(text, join.end())) and alike(parts[-1], inside(more)):
+    while (
+        (join := JOIN.match(text, end))
+        and (more := SPAN.match(text, join.end()))
+        and alike(parts[-1], inside(more))
+    ):
         parts.append(inside(more))
         end = more.end()
     percent = "\\%" if re.match(r"\s*\\?%", text[end:]) else ""
@@ -169,7 +197,9 @@ def form_of(answer: str) -> Form:
         percent = "\\%" if re.search(r"%|percent", answer) else ""
         top, _, bottom = (number.written if "/" in number.written else f"{number.written}/").partition("/")
         if bottom:
-            return Form("math", f"{'-' * top.startswith('-')}\\frac{{{top.lstrip('-')}}}{{{bottom}}}{percent}")
+            return Form(
+                "math", f"{'-' * top.startswith('-')}\\frac{{{top.lstrip('-')}}}{{{bottom}}}{percent}"
+            )
         plain = re.fullmatch(r"-?\d*\.?\d*", number.written)
         return Form("math", (number.written if plain else str(number.value)).replace("-.", "-0.") + percent)
     return formula(answer)
@@ -189,7 +219,9 @@ def chained(answer: str) -> str:
     members = EQUALS.split(answer)
     if len(members) < 2 or "," in answer or "\\begin" in answer:
         return answer
-    if not re.search(r"[A-Za-z\u03c0]", re.sub(r"\\(?:frac|sqrt|times|cdot|div|left|right)(?![A-Za-z])", "", members[0])):
+    if not re.search(
+        r"[A-Za-z\u03c0]", re.sub(r"\\(?:frac|sqrt|times|cdot|div|left|right)(?![A-Za-z])", "", members[0])
+    ):
         return members[-1].strip()
     return f"{members[0]}={members[-1]}" if len(members) > 2 and NAME.fullmatch(members[0]) else answer
 
@@ -199,8 +231,12 @@ def formula(answer: str) -> Form:
     latex = unwrapped(tidy(ROOT.sub(r"\\sqrt{\1}", answer).translate(SYMBOLS)), f" {OPEN}{{}}{CLOSE}")
     latex = re.sub(rf"{OPEN}([^{CLOSE}]*[\d\\][^{CLOSE}]*|\s*|[A-Za-z]){CLOSE}", r"\1", latex)
     latex = POWERED.sub(r"\1", latex)
-    latex = re.sub(rf"(?:(?<=[\d)}}\]])\s*{UNIT}|\s*{OPEN}[^{CLOSE}]*{CLOSE})(?:[\s/*]*{UNIT})*\s*(?=$|,)", "", latex)
+    latex = re.sub(rf"\s*{OPEN}[^\d{CLOSE}]*{CLOSE}\s*(?=$|,)|(?<=[\d)}}\]])(?:[\s/*]*{UNIT})+\s*$", "", latex)
     rest = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}(?:\{[lcr|]+\})?", " ", latex)
-    if OPEN in rest or WORD.search(unwrapped_mask(rest)) or re.search(r"(?<![_\d])\d+\s+[\d.]|\.\.|\u2026|\\[lc]?dots|\?", rest):
+    if (
+        OPEN in rest
+        or WORD.search(unwrapped_mask(rest))
+        or re.search(r"(?<![_\d])\d+\s+[\d.]|\.\.|\u2026|\\[lc]?dots|\?", rest)
+    ):
         return Form("unread", plain_text(answer))
     return Form("math", latex.replace("$", "").replace(CLOSE, "").replace("%", "\\%").strip())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["BOX", "CLOSE", "OPEN", "SPAN", "box_at", "one_fraction", "plain_text", "tidy", "unwrapped"]
+__all__ = ["BOX", "CLOSE", "OPEN", "SPAN", "box_at", "one_fraction", "plain_text", "squeezed", "tidy", "unwrapped"]
 
 OPEN, CLOSE = "\ue000", "\ue001"  # around what \\text{} held
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 SPAN = re.compile(
-    r"\$\$(?P<double>[^$]+)\$\$|\\\[(?P<square>.+?)\\\]|\\\((?P<round>.+?)\\\)"
+    r"\$\$(?P<double>[^$]+)\$\$|\\\[(?P<square>.{1,2000}?)\\\]|\\\((?P<round>.{1,2000}?)\\\)"
     r"|(?<![\\\w])\$(?=[^\s$])(?P<single>(?:\\\$|[^$\n])*?)(?<=[^\s\\])\$(?![\d<])",
     re.DOTALL,
 )  # a single $ opens and closes as in pandoc: "$5 and $6" is money
@@ -20,6 +20,7 @@ TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sl)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname|emph|textrm|bm|boldsymbol)"
     r"\s*\{([^{}]*)\}"
 )
+ARGUMENT = 300  # characters of a numerator or denominator
 FRACTION = re.compile(r"\\[dtc]?frac\s*(\{|[0-9a-zA-Z])\s*")
 SPACES = "\u00a0\u2006\u2007\u2008\u2009\u200a\u202f\u205f"
 THIN = re.compile(
@@ -33,10 +34,17 @@ VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|[\u00b0\u00ba])")
 
 
-def box_at(text: str, begin: int) -> tuple[str, int] | None:
-    """What is inside the brace that was opened just before `begin`, and where it ends; None if it is never closed."""
+def squeezed(text: str) -> str:
+    """Without long runs of spaces or line breaks, over which patterns would take long."""
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]{3,}", "  ", text))
+
+
+def box_at(text: str, begin: int, longest: int | None = None) -> tuple[str, int] | None:
+    """What is inside the brace that was opened just before `begin`, and where it ends; None if it is never closed (within
+    `longest` characters)."""
     depth, place = 1, begin
-    while place < len(text):
+    end = len(text) if longest is None else min(len(text), begin + longest)
+    while place < end:
         char = text[place]
         if char == "\\":  # an escaped brace is none
             place += 2
@@ -61,9 +69,10 @@ def one_fraction(text: str) -> str:
     r"""\dfrac, \tfrac, \frac12 and \frac1{2} as \frac{1}{2}."""
 
     def argument(at: int) -> tuple[str, int] | None:
-        at += len(text[at:]) - len(text[at:].lstrip())
+        while text[at : at + 1].isspace():
+            at += 1
         if text[at : at + 1] == "{":
-            return box_at(text, at + 1)
+            return box_at(text, at + 1, ARGUMENT)
         return (text[at], at + 1) if text[at : at + 1].isalnum() else None
 
     parts, done = list[str](), 0
@@ -73,14 +82,17 @@ def one_fraction(text: str) -> str:
         top = argument(match.start(1))
         bottom = top and argument(top[1])
         if top and bottom:
-            parts += [text[done : match.start()], f"\\frac{{{one_fraction(top[0])}}}{{{one_fraction(bottom[0])}}}"]
+            parts += [
+                text[done : match.start()],
+                f"\\frac{{{one_fraction(top[0])}}}{{{one_fraction(bottom[0])}}}",
+            ]
             done = bottom[1]
     return "".join([*parts, text[done:]])
 
 
 def tidy(text: str) -> str:
     r"""One way to write what typography writes in many: dashes, thin spaces, \left, unicode powers and fractions, degrees."""
-    text = text.translate(DASHES).replace("\\!", "" if ",\\!" not in text else "\\!")
+    text = squeezed(text).translate(DASHES).replace("\\!", "" if ",\\!" not in text else "\\!")
     text = THIN.sub(",", text).replace("\\!", "")
     text = SIZES.sub("", WIDE.sub(" ", text)).replace("\\$", "$").replace("\\%", "%").replace("\uff05", "%")
     text = RAISED.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match[0]).translate(DASHES)}}}", text)

@@ -14,7 +14,10 @@ __all__ = ["CLOCK", "LONGEST", "Token", "first_number", "last_number", "never_a_
 
 LONGEST = 300  # a number of more characters is noise: exact arithmetic on it would only cost time
 NEAR = 60  # characters before and after a number that are looked at
-NONE, OPEN_END = "\ue002", "\ue003"  # stand for mathematics that is no number, and for such that would have to be worked out
+NONE, OPEN_END = (
+    "\ue002",
+    "\ue003",
+)  # stand for mathematics that is no number, and for such that would have to be worked out
 PLACE = f"[{NONE}{OPEN_END}]"
 
 MONEY = "[$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9]"
@@ -54,7 +57,7 @@ NOT = re.compile(rf"\bnot\s+(?:equal\s+to\s+)?[*$]*-?{UNSIGNED}")
 GREEK = "\u0391-\u03bb\u03bd-\u03c9\u221a\u221b\u221e"  # without the micro sign
 CALM = (  # commands that may stand beside a number without making it a part of something
     r"(?:times|cdot|div|approx|leq?|geq?|lt|gt|neq?|Rightarrow|implies|Longrightarrow|rightarrow|to|therefore|because|item"
-    r"|begin|end|boxed|fbox|checkmark|square|blacksquare|qed|tag|notag|nonumber|[lc]?dots|sim|text)(?![A-Za-z])"
+    r"|begin|end|checkmark|square|blacksquare|qed|tag|notag|nonumber|[lc]?dots|sim|text)(?![A-Za-z])"
 )
 PART_BEFORE = re.compile(
     rf"(?:[\^_]\s*\{{?|[)\]{GREEK}]|\}}\s*\{{?|{PLACE}|\\(?!{CALM})[A-Za-z]+\s*[{{\[(]?"
@@ -65,14 +68,18 @@ PART_AFTER = re.compile(
     r"|\s[b-fijknop-rt-z]\s*(?:\^|[-+*/=]\s*[\w\\])"
 )
 POINTS = re.compile(r"\.{2,}|\u2026|\s*\\[lc]?dots")
+SPACED = re.compile(r" \d{3}(?!\d)")  # a thousands separator, or another number
+SPACED_BEFORE = re.compile(r"(?<![\d.,])\d{1,3} $")
 GOES_ON = re.compile(
     rf"\s*(?:[-+*/\u00d7\u00f7]|\\times|\\cdot|\\div|\\pm|\u00b1)\s*(?:[\d\\($.{NONE}{OPEN_END}]|-\d|[A-Za-z](?![A-Za-z']))"
 )
 LIST = re.compile(
-    rf"\s*,?\s*(?:or|and)\s+[$-]*\d|(?:\s*[,;]\s*[$+-]*{UNSIGNED})+\s*(?:,?\s*(?:and|or)\s+[$-]*\d.*)?[.\s]*$"
+    rf"\s*,?\s*or\s+[$-]*\d|\s*,?\s*and\s+[$-]*{UNSIGNED}\s*(?:[.,;]|$)|(?:\s*[,;]\s*[$+-]*{UNSIGNED})+\s*(?:,?\s*(?:and|or)\s+[$-]*\d.*)?[.\s]*$"
 )
 CHAIN = re.compile(r"(?:[^=,;:!?<>\u2264\u2265.]|(?<=\d)[.,](?=\d)|\.(?=\d))*=\s*")
-BREAKS = re.compile(r"\b(?:because|since|as|when|if|where|so|and|or|for|with|which|that|from|check)\b", re.IGNORECASE)
+BREAKS = re.compile(
+    r"\b(?:because|since|as|when|if|where|so|and|or|for|with|which|that|from|check)\b", re.IGNORECASE
+)
 EQUALS = re.compile(r"(?<![<>!\\:])=(?![=>])")
 ROUNDED = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])|\u2248")
 ABOUT = re.compile(r"\s*(?:\\approx|\u2248|~|\\sim|about|approximately|approx\.?|exactly|only|roughly)\s*")
@@ -136,8 +143,10 @@ def never_a_number(text: str) -> bool:
     """
     text = tidy(unwrapped(text, "")).strip(" .,;:")
     roots = [int(root) for root in re.findall(r"\\sqrt\s*\{?\s*(\d{1,15})(?!\d)", text)]
-    words = re.sub(r"\\(?:frac|sqrt|cdot|times|div)(?![A-Za-z])", " ", text)
-    return bool(re.search(rf"[A-Za-z,;:\u03c0{NONE}]", words)) or any(isqrt(root) ** 2 != root for root in roots)
+    words = re.sub(r"\\(?:frac|sqrt|cdot|times|div|boxed|fbox)(?![A-Za-z])", " ", text)
+    return bool(re.search(rf"[A-Za-z,;:\u03c0{NONE}]", words)) or any(
+        isqrt(root) ** 2 != root for root in roots
+    )
 
 
 def balanced(text: str) -> bool:
@@ -148,11 +157,17 @@ def tokens(text: str) -> Iterator[Token]:
     """Numbers, and what is none, of a prepared text in their order."""
     for match in SOME.finditer(text):
         found = token(match)
-        before, after = text[max(0, match.start() - NEAR) : match.start()], text[match.end() : match.end() + NEAR]
-        cut = "." in match[0] and POINTS.match(after)  # 0.333...
+        before, after = (
+            text[max(0, match.start() - NEAR) : match.start()],
+            text[match.end() : match.end() + NEAR],
+        )
+        cut = POINTS.match(after) if "." in match[0] else SPACED.match(after)  # 0.333..., 1 000
+        cut = cut or (re.fullmatch(r"\d{3}(?:\.\d+)?", match[0]) and SPACED_BEFORE.search(before))
         if match[0] in (NONE, OPEN_END) or cut or PART_BEFORE.search(before) or PART_AFTER.match(after):
             run = re.search(r"\S*$", before), re.match(r"\S*", after)
-            found = found._replace(value=None, written=f"{run[0] and run[0][0]}{match[0]}{run[1] and run[1][0]}")
+            found = found._replace(
+                value=None, written=f"{run[0] and run[0][0]}{match[0]}{run[1] and run[1][0]}"
+            )
         yield found
 
 
@@ -211,7 +226,9 @@ def value_of(match: re.Match[str]) -> tuple[Fraction | None, str]:
         return value, f"{top}/{bottom}" if (top + bottom).isdigit() else ""
     if match["repeated"]:
         again, places = match["again"] or match["again_round"], len(match["repeated"].partition(".")[2])
-        return fraction(match["repeated"] + "0") + Fraction(int(again), (10 ** len(again) - 1) * 10**places), ""
+        return fraction(match["repeated"] + "0") + Fraction(
+            int(again), (10 ** len(again) - 1) * 10**places
+        ), ""
     simple = match["number"] + (match["e"] or "")
     value = fraction(simple)
     power, ten = exponent(match, "power"), exponent(match, "ten")

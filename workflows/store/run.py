@@ -105,10 +105,10 @@ class RunFolder:
             )
         return held["config"]
 
-    def last_read_by_earlier_rules(self) -> int:
-        """The last complete iteration whose answers an earlier Selfloop read (formats up to 3); 0 if there is none."""
-        done = range(self.completed(), 0, -1)
-        return next((index for index in done if self.manifest(index)["format"] < 4), 0)
+    def read_by_earlier_rules(self) -> int | None:
+        """The last iteration whose answers an earlier Selfloop read (formats up to 3), None if there is none."""
+        begun = range(self.completed() + 1, -1, -1)
+        return next((index for index in begun if self.manifest(index)["format"] < 4), None)
 
     def started_in(self) -> Path | None:
         """The working folder of the command that made the run, which may be gone: relative paths and modules of the config are
