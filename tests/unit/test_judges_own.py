@@ -15,7 +15,7 @@ from selfloop.workflows.config import Config
 from selfloop.workflows.errors import FailedRowsError, InputError
 from selfloop.workflows.flow.gold import graph_problems
 from selfloop.workflows.flow.setup import Setup
-from selfloop.workflows.flow.words import Words, qualified
+from selfloop.workflows.flow.words import Words, label
 from selfloop.workflows.judges.trial import columns_read
 from selfloop.workflows.judges.verifiers import verifier
 from selfloop.workflows.report.show import show
@@ -108,7 +108,7 @@ def test_a_judge_of_the_response_alone_needs_no_answers() -> None:
 
 
 def test_the_range_is_part_of_the_content_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    words, judge = Words(qualified), verifier(f"{NAME}:graded")
+    words, judge = Words(label), verifier(f"{NAME}:graded")
     before = words.of(judge)
     monkeypatch.setattr(sys.modules[NAME].graded, "score_range", (0, 20))
     assert words.of(judge) != before

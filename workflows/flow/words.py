@@ -152,7 +152,8 @@ def state_of(value: Any) -> Any:
     if isinstance(value, BaseModel):
         names = [name for name, field in kind.model_fields.items() if not field.exclude]
         known = {name: getattr(value, name) for name in names} | (value.model_extra or {})
-        return value.content() if hasattr(kind, "content") else known
+        content = getattr(value, "content", None)
+        return content() if callable(content) else known
     if is_dataclass(value):
         return {field.name: getattr(value, field.name, None) for field in fields(value)}
     if home(kind) in sys.stdlib_module_names or (installed(str(kind.__module__)) and not callable(value)):

@@ -231,7 +231,9 @@ def formula(answer: str) -> Form:
     latex = unwrapped(tidy(ROOT.sub(r"\\sqrt{\1}", answer).translate(SYMBOLS)), f" {OPEN}{{}}{CLOSE}")
     latex = re.sub(rf"{OPEN}([^{CLOSE}]*[\d\\][^{CLOSE}]*|\s*|[A-Za-z]){CLOSE}", r"\1", latex)
     latex = POWERED.sub(r"\1", latex)
-    latex = re.sub(rf"\s*{OPEN}[^\d{CLOSE}]*{CLOSE}\s*(?=$|,)|(?<=[\d)}}\]])(?:[\s/*]*{UNIT})+\s*$", "", latex)
+    latex = re.sub(
+        rf"\s*{OPEN}[^\d{CLOSE}]*{CLOSE}\s*(?=$|,)|(?<=[\d)}}\]])(?:[\s/*]*{UNIT})+\s*$", "", latex
+    )
     rest = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}(?:\{[lcr|]+\})?", " ", latex)
     if (
         OPEN in rest

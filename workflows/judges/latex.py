@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["BOX", "CLOSE", "OPEN", "SPAN", "box_at", "one_fraction", "plain_text", "squeezed", "tidy", "unwrapped"]
+__all__ = [
+    "BOX",
+    "CLOSE",
+    "OPEN",
+    "SPAN",
+    "box_at",
+    "one_fraction",
+    "plain_text",
+    "squeezed",
+    "tidy",
+    "unwrapped",
+]
 
 OPEN, CLOSE = "\ue000", "\ue001"  # around what \\text{} held
 
