@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from selfloop.workflows import checks_machine
-from selfloop.workflows.checks import inspect, problems
+from selfloop.workflows.checks import earlier_readings, inspect, problems
 from selfloop.workflows.checks_data import scan
 from selfloop.workflows.checks_model import count_parameters, look_at_model
 from selfloop.workflows.cli import taken
 from selfloop.workflows.config import Config, Draft, Prompts, read_config
 from selfloop.workflows.pocket.source import POCKET_MODEL
-from selfloop.workflows.store.run import RunFolder
+from selfloop.workflows.store.run import FORMAT, RunFolder, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -301,6 +301,59 @@ def test_answers_that_the_judge_cannot_read() -> None:
     assert (
         "of the 4 answers of 'heldout' cannot be read as choice" in heldout and "judge is choice" in heldout
     )
+
+
+def test_verifiers_are_tried_on_gold_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    golds = ["18", "1,234", r"18 \text{ cm}^2", "1 1/2", "#### 7"]
+    jsonl("a.jsonl", [{"prompt": f"p{n}", "answer": golds[n % 5]} for n in range(40)])
+    settings: dict[str, Any] = {"recipe": "expert-iteration", "judge": "number"}
+    result = inspect(
+        Draft(config=config(prompts={"source": "a.jsonl", "heldout": 4}, **settings), problems=[])
+    )
+    assert (result.problems, result.notes) == ([], [])
+    assert result.tried == [
+        "number was tried on 36 answers of 'prompts', each in 4 forms: it scores them all as right",
+        "number was tried on 4 answers of 'heldout', each in 4 forms: it scores them all as right",
+    ]
+    jsonl("b.jsonl", [{"prompt": f"p{n}", "answer": "a}b" if n == 7 else str(n)} for n in range(40)])
+    more = {"judge": "exact", "recipe": "expert-iteration"}
+    rows = {"source": "b.jsonl", "heldout": 4}
+    (problem,) = inspect(Draft(config=config(prompts=rows, **more), problems=[])).problems
+    assert "does not score 1 of them as right: b.jsonl, line 8 ('a}b' in a box scores 0)" in problem
+    allowed = inspect(Draft(config=config(prompts=rows, max_failed_rows=0.9, **more), problems=[]))
+    assert allowed.problems == [] and "b.jsonl, line 8" in allowed.notes[0]
+    monkeypatch.setattr(
+        "selfloop.workflows.flow.gold.SECONDS", 0.0
+    )  # one is tried, and it is said of how many
+    limited = inspect(
+        Draft(config=config(prompts={"source": "a.jsonl", "heldout": 4}, **settings), problems=[])
+    )
+    assert ", drawn by the seed (of 36)" in limited.tried[0]
+
+
+def test_runs_whose_answers_were_read_by_earlier_rules_are_told(tmp_path: Path) -> None:
+    jsonl("a.jsonl", [{"prompt": f"p{n}", "answer": str(n)} for n in range(40)])
+    prompts = {"source": "a.jsonl", "heldout": 4}
+    for name, kind in (("old", 3), ("new", FORMAT)):
+        run = RunFolder(tmp_path / name)
+        write_json(
+            run.path / "config.json",
+            {"format": kind, "config": config(prompts=prompts).model_dump(mode="json")},
+        )
+        write_json(
+            run.iteration(0) / "manifest.json",
+            {"format": kind, "iteration": 0, "nodes": {}, "roles": {}, "complete": True},
+        )
+
+    def notes(judge: str, run_dir: Path | None = None, **more: Any) -> list[str]:
+        return earlier_readings(config(prompts=prompts, judge=judge, **more), run_dir)
+
+    (note,) = notes("number", reuse=str(tmp_path / "old"))
+    assert "its verdicts are not taken over" in note and "took some right answers for wrong" in note
+    (note,) = notes("choice", tmp_path / "old")
+    assert note.startswith("up to iteration 0") and "those figures may be wrong" in note
+    assert notes("number", tmp_path / "new", reuse=str(tmp_path / "new")) == []
+    assert notes("exact", tmp_path / "old") == notes("number", tmp_path / "nowhere") == []
 
 
 def test_large_files_are_read_for_a_limited_time() -> None:

@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from selfloop.workflows.flow import keys
 from selfloop.workflows.flow.keys import content_key, identity
 from selfloop.workflows.flow.plan import HeldoutSummary
-from selfloop.workflows.judges import answers, frames, mtbench, rubric
-from selfloop.workflows.judges.verifiers import FunctionVerifier, resolve, verifier
+from selfloop.workflows.judges import answers, expressions, frames, math_worker, mtbench, numbers, rubric
+from selfloop.workflows.judges.verifiers import FunctionVerifier, Math, Number, resolve, verifier
 from selfloop.workflows.pocket import roles
 from selfloop.workflows.recipes import RECIPES
 
@@ -107,6 +107,9 @@ def test_a_judge_is_another_when_a_constant_of_its_file_is_edited(
         (roles, "LONGEST", roles.PocketPointJudge()),
         (roles, "LONGEST", roles.PocketComparison()),  # through shown
         (answers, "LONGEST", FunctionVerifier(path="selfloop.workflows.judges.answers:equivalent")),
+        (numbers, "LONGEST", Number()),
+        (expressions, "SHORT", Math.model_construct()),
+        (math_worker, "CONSTANTS", Math.model_construct()),  # named in another process only
     ],
 )
 def test_selfloop_judges_know_their_prompts(

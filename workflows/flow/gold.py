@@ -77,7 +77,8 @@ def tried_answers(setup: Setup) -> GoldFacts:
     sources = judged_sources(setup.planner.graph(1))
     for name, judge in sources:
         answers = tuple(filter(None, setup.sources[name]["answer"].to_pylist()))
-        tried, failed = try_answers(judge, answers, config.seed, SECONDS / len(sources))
+        limit = SECONDS / len(sources)
+        tried, failed = try_answers(judge, answers, config.seed, limit)  # pyright: ignore[reportArgumentType]  (frozen)
         kind, others = named(judge)
         drawn = "" if tried == len(answers) else f", drawn by the seed (of {len(answers):,})"
         said = f"{kind} was tried on {tried:,} answers of {name!r}{drawn}, each in {len(FORMS)} forms"

@@ -20,6 +20,7 @@ from selfloop.workflows.judges.answers import Extract, equivalent, extract_answe
 from selfloop.workflows.judges.base import Comparison, Row, Verifier
 from selfloop.workflows.judges.expressions import final_expression, form_of
 from selfloop.workflows.judges.math_pool import compare, require_math_verify
+from selfloop.workflows.judges.math_worker import score
 from selfloop.workflows.judges.numbers import CLOCK
 
 __all__ = ["VERIFIERS", "AnswerVerifier", "Choice", "Exact", "FunctionVerifier", "Math", "Number", "verifier"]
@@ -83,6 +84,7 @@ class Math(AnswerVerifier):
 
     extract: ClassVar[Extract] = "boxed"
     deadline: float = Field(default=5.0, gt=0, description="seconds a comparison may take")
+    compared_by = staticmethod(score)  # in the process; named here so that content keys know its code
 
     @model_validator(mode="after")
     def installed(self) -> Math:

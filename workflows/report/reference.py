@@ -58,6 +58,18 @@ class Polite(PromptJudge):
 ```
 """
 
+ANSWERS = """## How answers are read
+
+`workflows/judges/answers.py` has the rules, beside those of other code bases. An answer that cannot be read abstains. `check`
+tries each verifier on the gold answers it is given (as they stand, in a box, as a formula, after "The answer is"), for at most 5
+seconds, on a sample drawn by the seed where they are more, and names the rows that are not scored as right.
+
+Scores of earlier runs with `math`, `number` or `choice`, and votes that read numbers or letters, may have been wrong: run
+folders of format 3 and less (`config.json`, `manifest.json`) were judged by rules that took parts of formulas for numbers, read
+LaTeX gold answers in part, and English words for letters. Their verdicts are not taken over; `reuse` and `resume` of such a run
+say so.
+"""
+
 FILES = """## The run folder
 
 | file | what it is |
@@ -106,7 +118,7 @@ An objective logs more under the name of its train node ([objectives.md](objecti
 
 def reference() -> str:
     """The whole page."""
-    parts = [HEAD, *sections(Config, ""), "## Settings of the methods", *methods(), JUDGES, columns(), FILES]
+    parts = [HEAD, *sections(Config, ""), "## Settings of the methods", *methods(), JUDGES, columns(), ANSWERS, FILES]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
