@@ -12,10 +12,12 @@ import pytest
 from selfloop import configs
 from selfloop.workflows.config import load_config
 from selfloop.workflows.errors import TrainerError
+from selfloop.workflows.flow.ops import Pair
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.flow.voting import vote_notes
 from selfloop.workflows.judges.answers import extract_answer
 from selfloop.workflows.objectives.dpo import ScPO
+from selfloop.workflows.recipes.rules import MostAgainstLeast
 
 from . import runs
 from .runs import (
@@ -72,6 +74,21 @@ def test_a_question_below_the_threshold_is_dropped(tmp_path: Path) -> None:
         run_recipe(config, tmp_path / str(threshold), trainer=trainer)
         counts.append(len(trained_rows(trainer.works[0])))
     assert counts[0] > counts[1] > 0
+
+
+def test_the_threshold_of_each_iteration() -> None:
+    """A list is one value an iteration, the last one for all later ones; a number alone is the value of all."""
+
+    def thresholds(settings: dict[str, Any]) -> list[float]:
+        planner = Setup(pocket_config("self-consistency-reward", settings, iterations=3)).planner
+        ops = [planner.graph(index).nodes["pair"].op for index in (1, 2, 3)]
+        return [
+            op.rule.threshold for op in ops if isinstance(op, Pair) and isinstance(op.rule, MostAgainstLeast)
+        ]
+
+    assert thresholds({"threshold": [0.5, 0.6]}) == [0.5, 0.6, 0.6]
+    assert thresholds({"threshold": 0.25}) == [0.25] * 3
+    assert thresholds({}) == [0.5, 0.7, 0.7]
 
 
 def test_the_majority_is_preferred_even_where_it_is_wrong(tmp_path: Path) -> None:

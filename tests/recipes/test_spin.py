@@ -11,7 +11,8 @@ import pytest
 from selfloop.workflows.flow.codec import codec_of
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.objectives.dpo import SPIN
-from selfloop.workflows.recipes.spin import SelfPlay, this
+from selfloop.workflows.recipes.per_iteration import of_iteration
+from selfloop.workflows.recipes.spin import SelfPlay
 
 from .runs import fake_trainer, graph_of, pocket_config, real_trainer, rows_of, run_recipe, trained_rows
 
@@ -100,7 +101,7 @@ def test_strength_and_learning_rate_follow_the_paper_s_schedule() -> None:
     assert all(one is not None and isinstance(one.objective, SPIN) for one in trainings)
     assert [one.objective.beta for one in trainings if one] == [0.1, 0.1, 0.1, 5.0, 5.0, 5.0]  # type: ignore[attr-defined]
     assert [one.lr for one in trainings if one] == [5e-7, 5e-7, 1e-7, 1e-7, 1e-7, 1e-7]
-    assert SelfPlay().lr == () and [this((1, 2), index) for index in (1, 2, 3)] == [1, 2, 2]
+    assert SelfPlay().lr == () and [of_iteration((1, 2), index) for index in (1, 2, 3)] == [1, 2, 2]
 
 
 def test_demonstrations_may_come_from_a_source_of_their_own() -> None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from selfloop.workflows.judges.votes import VoteShare
 from selfloop.workflows.objectives.dpo import ScPO
 from selfloop.workflows.recipes.base import Recipe
+from selfloop.workflows.recipes.per_iteration import Shares, of_iteration
 from selfloop.workflows.recipes.rules import MostAgainstLeast
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class SelfConsistency(Recipe):
     Differs from the paper:
     1. Prompts come from the configured source; the paper also lets the model write new ones.
     2. Rejected solutions come from the k voting samples; the paper adds k hotter samples for them.
-    3. The threshold is one setting, as a share of k; the paper raises it in the second iteration on some data sets.
+    3. The threshold is a share of k; the paper's second one depends on the data (GSM8K 0.7, MATH 0.6), ours is GSM8K's.
     4. A response whose answer cannot be read has no vote and is in no pair; with `unparsed: lose` it is rejected first, as
        one without a vote (IRPO's rule, arXiv 2404.19733).
     """
@@ -38,8 +39,10 @@ class SelfConsistency(Recipe):
     samples: int = Field(default=8, ge=2, description="k, votes a problem (section 3)")
     temperature: float = Field(default=0.7, gt=0, description="section 3")
     top_p: float = Field(default=0.9, gt=0, le=1, description="section 3")
-    threshold: float = Field(
-        default=0.5, ge=0, le=1, description="least share of votes for the chosen answer (section 3)"
+    threshold: Shares = Field(
+        default=(0.5, 0.7),
+        min_length=1,
+        description="least share of votes for the chosen answer, of each iteration, the last for all later ones (section 3)",
     )
     beta: float = Field(default=0.5, gt=0, description="section 3")
     nll: float = Field(
@@ -58,6 +61,7 @@ class SelfConsistency(Recipe):
             it.policy, n=self.samples, temperature=self.temperature, top_p=self.top_p
         )
         voted = answers.judge(VoteShare(extract=self.extract, unparsed=self.unparsed))
-        pairs = voted.pair(MostAgainstLeast(threshold=self.threshold, extract=self.extract))
+        threshold = of_iteration(self.threshold, it.index)
+        pairs = voted.pair(MostAgainstLeast(threshold=threshold, extract=self.extract))
         objective = ScPO(beta=self.beta, nll_coefficient=self.nll)
         return it.policy.train(pairs, objective, reference=it.policy, optimizer="fresh", epochs=self.epochs)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from selfloop.workflows.objectives.dpo import SPIN
 from selfloop.workflows.recipes.base import Recipe
+from selfloop.workflows.recipes.per_iteration import Positives, of_iteration
 from selfloop.workflows.recipes.rules import Pair, Row
 
 if TYPE_CHECKING:
@@ -46,12 +47,12 @@ class SelfPlay(Recipe):
     samples: int = Field(default=1, ge=1, description="opponent answers a prompt (algorithm 1)")
     temperature: float = Field(default=1.0, gt=0, description="official vLLM script")
     top_p: float = Field(default=1.0, gt=0, le=1, description="official vLLM script")
-    beta: tuple[float, ...] = Field(
+    beta: Positives = Field(
         default=(0.1, 0.1, 0.1, 5.0),
         min_length=1,
         description="lambda of each iteration, the last for all later ones (section 6.1)",
     )
-    lr: tuple[float, ...] = Field(
+    lr: Positives = Field(
         default=(), description="of each iteration (section 6.1: 5e-7, 5e-7, 1e-7, 1e-7); empty: trainer.lr"
     )
     epochs: float = Field(default=2.0, gt=0, description="section 6.1")
@@ -73,14 +74,9 @@ class SelfPlay(Recipe):
             pairs = pairs.concat(earlier)
         return it.policy.train(
             pairs,
-            SPIN(beta=this(self.beta, it.index), loss=self.loss),
+            SPIN(beta=of_iteration(self.beta, it.index), loss=self.loss),
             reference=it.policy,
             optimizer="fresh",
             epochs=self.epochs,
-            lr=this(self.lr, it.index) if self.lr else None,
+            lr=of_iteration(self.lr, it.index) if self.lr else None,
         )
-
-
-def this(schedule: Sequence[float], iteration: int) -> float:
-    """The value of iteration 1, 2, ...; the last one for all later iterations."""
-    return schedule[min(iteration, len(schedule)) - 1]
