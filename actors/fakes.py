@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfloop.actors.telling import Told
 from selfloop.actors.weights import checksum, folder_tensors, receipt_of
 from selfloop.workflows.errors import TrainerError
 
@@ -23,6 +24,8 @@ class FakeTrainer:
 
     `works` keeps what it was given, for tests to look at.
     """
+
+    tell: Callable[[Told], None] = staticmethod(lambda told: None)
 
     def __init__(self, model: str):
         self.folder = model

@@ -10,6 +10,7 @@ from torch import nn
 
 from selfloop.actors.adapters import Pair, add_adapters, dropouts
 from selfloop.actors.attention import use
+from selfloop.actors.dropout import dropout_settings, dropout_sites, no_dropout, set_dropout
 from selfloop.actors.heads import ScalarModule, prove_scalars
 from selfloop.actors.lines import lies_flat
 from selfloop.actors.logprobs import PolicyModule, prove_head
@@ -23,7 +24,8 @@ __all__ = ["Built", "build", "prove"]
 
 @dataclass(frozen=True)
 class Built:
-    """module: what gives log-probs or scalars. pairs: the adapter of each adapted weight. dropouts: the adapters' own."""
+    """module: what gives log-probs or scalars. pairs: the adapter of each adapted weight. dropouts: the modules that drop
+    something while they are in training mode, the architecture's and the adapters'."""
 
     module: PolicyModule | ScalarModule
     pairs: dict[str, Pair] = field(default_factory=dict)
@@ -31,14 +33,12 @@ class Built:
 
 
 def build(spec: TrainerSpec, head: bool) -> Built:
-    """The architecture, its own dropout off. Its weights are loaded later, in place."""
+    """The architecture, with `trainer.dropout` for all its own. Its weights are loaded later, in place."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.initialization import no_init_weights
 
     config: Any = AutoConfig.from_pretrained(spec.model)
-    for name in vars(config):
-        if name.endswith(("dropout", "pdrop")) and isinstance(getattr(config, name), float):
-            setattr(config, name, 0.0)
+    set_dropout(config, spec.dropout)
     kind: Any = AutoModelForCausalLM
     if head:
         kind, config.num_labels = AutoModelForSequenceClassification, 1
@@ -53,11 +53,14 @@ def build(spec: TrainerSpec, head: bool) -> Built:
     model.tie_weights()
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    sites = dropout_sites(model, spec.dropout)
+    if spec.dropout and not sites:
+        raise TrainerError(no_dropout(spec.dropout, type(model).__name__, dropout_settings(config)))
     module = ScalarModule(model) if head else PolicyModule(model)
     pairs = add_adapters(model, spec.lora, head) if spec.lora else {}
     module.to(spec.device).train()
     use(model)
-    return Built(module, pairs, dropouts(model))
+    return Built(module, pairs, [*sites, *dropouts(model)])
 
 
 def prove(module: PolicyModule | ScalarModule, device: torch.device) -> bool:

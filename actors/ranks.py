@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from selfloop.actors.fakes import FakeTrainer
+from selfloop.actors.telling import Told
 from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainResult, TrainWork
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.job import count_batch
@@ -75,6 +76,7 @@ class Rank:
         self.spec = spec
         self.rank = rank
         self.fake = fake
+        self.told: Told | None = None
 
     def ready(self) -> bool:
         return True
@@ -93,7 +95,15 @@ class Rank:
         self.trainer = (
             FakeTrainer(spec.model) if self.fake else TrainerRank(spec, self.rank, spec.ranks, master)
         )
+        self.trainer.tell = self.hear
         return True
+
+    def hear(self, told: Told) -> None:
+        self.told = told
+
+    def progress(self) -> Told | None:
+        """How far the training is, answered in a thread beside it."""
+        return self.told
 
     def train(self, work: dict[str, Any], rows: Sequence[Rows]) -> TrainResult:
         """Train on committed rows, once it is sure that the weights which the recipe asked for wrote them."""

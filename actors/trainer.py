@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
+from selfloop.actors.telling import Teller, Told
 from selfloop.workflows.errors import ObjectiveError, TrainerError
 from selfloop.workflows.objectives.base import Objective
 
@@ -34,8 +35,8 @@ __all__ = ["TrainResult", "TrainWork", "TrainerRank", "TrainerSpec"]
 class TrainerSpec:
     """What ranks are started with. model: a Hugging Face folder (architecture, tokenizer). lr, batch_size: defaults of
     a train node. warmup, schedule, floor: as in `training.schedule`. batch_size: examples an optimizer step, over all
-    ranks. bfloat16 keeps float32 master weights; at ZeRO 0 it runs as ZeRO 1, with the same result. lora: train adapters on
-    a frozen base."""
+    ranks. dropout: of the architecture itself. bfloat16 keeps float32 master weights; at ZeRO 0 it runs as ZeRO 1, with the
+    same result. lora: train adapters on a frozen base."""
 
     model: str
     ranks: int = 1
@@ -50,6 +51,7 @@ class TrainerSpec:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = 0.0
     floor: float = 0.0
+    dropout: float = 0.0
     batch_size: int = 64
     tokens_per_micro_batch: int = 8192
     checkpoint_steps: int = 50
@@ -102,7 +104,10 @@ class TrainResult:
 
 
 class TrainerRank:
-    """One rank: in this process with a world of 1, or one of several that all get every call."""
+    """One rank: in this process with a world of 1, or one of several that all get every call. tell: hears how far a
+    training is."""
+
+    tell: Callable[[Told], None] = staticmethod(lambda told: None)
 
     def __init__(
         self, spec: TrainerSpec, rank: int = 0, world: int = 1, master: tuple[str, int] = ("127.0.0.1", 0)
@@ -226,18 +231,20 @@ class TrainerRank:
         from selfloop.actors.training import Trainable
         from selfloop.actors.weights import checksum
 
-        began, spec, held = time.perf_counter(), self.spec, self.held(work.head)
+        began, spec, held, teller = time.perf_counter(), self.spec, self.held(work.head), Teller(self.tell)
         examples = examples_of(work.table, work.objective)
         plan = Plan(len(examples), work.batch_size or spec.batch_size, work.epochs, work.seed)
         task = Trainable(held.model, self.ranks, examples, work.objective, plan, spec.tokens_per_micro_batch)
-        task.also = also_of(spec, work, held.model)
+        task.also, task.doing = also_of(spec, work, held.model), teller.doing
         progress = Progress(work_key(spec, work, task))
         if not resume(held, work, task, progress):
             self._begin(work, task)
         ready, first = time.perf_counter(), progress.step
         held.forget()
-        seen = [self._step_and_save(work, task, progress) for _ in range(first, plan.steps)]
+        teller.begin(first, plan.steps)
+        seen = [self._step_and_save(work, task, progress, teller) for _ in range(first, plan.steps)]
         trained = time.perf_counter()
+        teller.doing("its checkpoint is written")
         receipt = save(spec, work, task)
         self.current = (work.out, work.state_out, work.head)
         held.saved(work)
@@ -278,7 +285,9 @@ class TrainerRank:
         if task.needing("old_logprobs"):
             task.add_scores("old_logprobs", live=live)
 
-    def _step_and_save(self, work: TrainWork, task: Trainable, progress: Progress) -> StepFigures:
+    def _step_and_save(
+        self, work: TrainWork, task: Trainable, progress: Progress, teller: Teller
+    ) -> StepFigures:
         """One optimizer step, its line of the curve, and a step checkpoint where one is due."""
         from selfloop.actors.savepoints import save_step
         from selfloop.actors.training import StepError, schedule
@@ -308,6 +317,7 @@ class TrainerRank:
         for name, (total, count) in sorted(figures.logs.items()):
             line[f"mean_{name}" if name in line else name] = total / max(count, 1)
         progress.curve.append(line)
+        teller.stepped(line)
         if progress.step % spec.checkpoint_steps == 0 and progress.step < task.plan.steps:
             save_step(work, task, progress)
         return figures

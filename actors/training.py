@@ -9,7 +9,7 @@ of them raise it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -83,7 +83,7 @@ class Trainable:
 
     state: the objective's running state. live: (view, name) of log-probs under the weights that training starts from;
     for the rows of the first step they are what its own forward gives, so no pass is spent on them. index: of the step.
-    also: what a forward gives beside log-probs or scalars.
+    also: what a forward gives beside log-probs or scalars. doing: hears what is done beside the steps.
     """
 
     model: Sharded
@@ -96,6 +96,7 @@ class Trainable:
     live: set[tuple[str, str]] = field(default_factory=set)
     index: int = 0
     also: Teaching | Pooled | None = None
+    doing: Callable[[str], None] = lambda what: None
 
     def __post_init__(self) -> None:
         self.what = what_of(self.objective, self.model.head)
@@ -128,7 +129,9 @@ class Trainable:
         as the value `name` of every view that reads it. live: these are the weights that training starts from."""
         views = self.needing(name)
         found = {view: np.zeros(len(self.examples.views[view].targets), np.float32) for view in views}
-        for _, rows in self.plan.seen()[int(live) :]:
+        batches = self.plan.seen()[int(live) :]
+        for place, (_, rows) in enumerate(batches):
+            self.doing(f"{name.replace('_', ' ')} of batch {place + 1:,} of {len(batches):,}")
             for micro in self.micros(rows):
                 with torch.no_grad():
                     logprobs = self.model.outputs(micro)

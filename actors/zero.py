@@ -105,8 +105,7 @@ class Sharded:
         }
         self.trained = {name: param for name, param in named.items() if param.requires_grad}
         self.params = {plain(name): param for name, param in named.items() if ".lora_" not in name}
-        for layer in self.dropouts:
-            layer.eval()
+        self.drop(False)
         self._make_moments()
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -152,13 +151,17 @@ class Sharded:
         self, micro: Micro, what: str = "logprobs", draw: int | None = None, also: Also | None = None
     ) -> Tensor:
         """(trained,) log-probs or values, or (sequences,) rewards, float32, and what `also` makes behind them. draw: seed of
-        the adapters' dropout; None: they drop nothing."""
-        for layer in self.dropouts:
-            layer.train(draw is not None)
+        the dropout; None: nothing is dropped."""
+        self.drop(draw is not None)
         if draw is not None:
             torch.manual_seed(draw)
         index = micro.ends if what == "rewards" else micro.index
         return self.engine(micro.input_ids, index, micro.targets, micro.layout, also)
+
+    def drop(self, on: bool) -> None:
+        """Dropout on or off, in these modules alone: what is below them keeps its mode."""
+        for module in self.dropouts:
+            module.training = on
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients. DeepSpeed averages over ranks; the loss is a sum over them, hence the factor."""

@@ -34,6 +34,8 @@ class ModelFacts:
 def check_model(config: Config, key: str = "model") -> ModelFacts:
     """Problems of `model` or `judge_model`, with the settings that must fit it."""
     facts = look_at_model(getattr(config, key), key, config.trust_remote_code)
+    if key == "model" and not facts.problems:
+        look_at_dropout(config, facts)
     longest = config.generator.max_model_len or config.generator.max_tokens
     if facts.positions and longest > facts.positions:
         setting = "max_model_len" if config.generator.max_model_len else "max_tokens"
@@ -42,6 +44,27 @@ def check_model(config: Config, key: str = "model") -> ModelFacts:
             f"(max_position_embeddings). Lower generator.{setting}"
         )
     return facts
+
+
+def look_at_dropout(config: Config, facts: ModelFacts) -> None:
+    """Where `trainer.dropout` acts; the settings of an architecture are known to transformers alone."""
+    if not config.trainer.dropout or facts.folder is None:
+        return
+    from transformers import AutoConfig
+
+    from selfloop.actors.dropout import dropout_settings, no_dropout
+
+    try:
+        found = AutoConfig.from_pretrained(facts.folder)
+    except ValueError:  # an architecture of its own code, or unknown: the trainer will say
+        return
+    names = dropout_settings(found)
+    if names:
+        facts.notes.append(
+            f"trainer.dropout={config.trainer.dropout:g} acts on {', '.join(names)} of {config.model}"
+        )
+    else:
+        facts.problems.append(no_dropout(config.trainer.dropout, f"model {config.model}", names))
 
 
 def look_at_model(name: str, key: str = "model", trust_remote_code: bool = False) -> ModelFacts:

@@ -329,9 +329,12 @@ def set_aside(config: Config, folder: Path) -> None:
 
 def checked(draft: Draft, folder: Path, yes: bool = False) -> Findings:
     """The findings of a config without problems; raises InputError with all of these."""
-    from selfloop.workflows.checks import inspect
+    from selfloop.workflows.report.ticker import waiting
 
-    found = inspect(draft, folder, yes)
+    with waiting("the config and its data are checked"):
+        from selfloop.workflows.checks import inspect
+
+        found = inspect(draft, folder, yes)
     if found.problems:
         raise InputError.of(found.problems)
     return found

@@ -187,6 +187,10 @@ class Trainer(Section):
         le=1,
         description="share of the steps that schedule.over spans, in which the rate rises",
     )
+    dropout: Share = Field(
+        default=0.0,
+        description="wherever the architecture drops anything, while it learns; lora.dropout is another",
+    )
     batch_size: int = Field(default=64, ge=1, description="examples per optimizer step, over all ranks")
     tokens_per_micro_batch: int = Field(
         default=8192, ge=8, description="of one forward; memory depends on it, the loss does not"

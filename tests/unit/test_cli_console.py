@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console as Terminal
 
+from selfloop.actors.telling import Teller
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.report.console import Console
@@ -57,6 +60,86 @@ def test_scores_are_told_as_scores() -> None:
     assert [str(column.header) for column in console.history_table().columns][1] == "score"
 
 
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def clocked() -> tuple[Console, io.StringIO, Clock]:
+    """A console that was not entered: nothing ticks but the test."""
+    file, clock = io.StringIO(), Clock()
+    terminal = Terminal(file=file, width=200, highlight=False, soft_wrap=True)
+    return Console(3, live=False, terminal=terminal, now=clock), file, clock
+
+
+def test_no_silence_of_fifteen_seconds_whatever_happens() -> None:
+    """Nobody tells anything: start-up, then a node that has begun, then one between others."""
+    console, file, clock = clocked()
+    spoken: list[float] = []
+    line = console.line
+
+    def noted(text: str) -> None:
+        spoken.append(clock.seconds)
+        line(text)
+
+    console.line = noted  # type: ignore[method-assign]
+
+    def pass_time(seconds: int) -> None:
+        for _ in range(seconds):
+            clock.seconds += 1
+            console.tick()
+
+    with console.doing("engines and trainer start"):
+        pass_time(40)
+    console.stage("sample", 0, None, queued=4)
+    pass_time(20)
+    console.stage("sample", 64, 64, done=True)
+    pass_time(20)
+    assert file.getvalue().splitlines() == [
+        "[0:14] engines and trainer start …",
+        "[0:28] engines and trainer start …",
+        "[0:42] iteration 0 of 3 · sample: 0 rows · 4 batches queued · the policy answers prompts",
+        "[0:56] iteration 0 of 3 · sample: 0 rows · 4 batches queued · the policy answers prompts",
+        "[1:00] iteration 0 of 3 · sample: 64 of 64 rows (done) · the policy answers prompts",
+        "[1:14] iteration 0 of 3 is at work …",
+    ]
+    assert max(later - earlier for earlier, later in zip([0.0, *spoken], [*spoken, 80.0], strict=False)) < 15
+
+
+def test_a_training_tells_step_loss_pace_and_time_left() -> None:
+    console, file, clock = clocked()
+    told: list[dict[str, Any]] = []
+    teller = Teller(lambda one: told.append(asdict(one)), clock)
+    for what in ("reference logprobs of batch 3 of 12", "reference logprobs of batch 9 of 12"):
+        teller.doing(what)
+        console.training("train", **told[-1])
+        clock.seconds += 14
+    teller.begin(20, 96)
+    for step in range(21, 27):
+        clock.seconds += 5
+        teller.stepped({"step": float(step), "loss": 0.7 - step / 100, "tokens": 2000.0})
+        console.training("train", **told[-1])
+    console.stage("train", 768, 768, done=True)
+    assert file.getvalue().splitlines() == [
+        "[0:14] iteration 0 of 3 · train: reference logprobs of batch 9 of 12 · the policy learns",
+        "[0:33] iteration 0 of 3 · train: step 21 of 96 · loss 0.4900 · 400 tokens/s · 6:15 left · the policy learns",
+        "[0:48] iteration 0 of 3 · train: step 24 of 96 · loss 0.4600 · 400 tokens/s · 6:00 left · the policy learns",
+        "[0:58] iteration 0 of 3 · train: 768 of 768 rows (done) · 400 tokens/s · the policy learns",
+    ]
+
+
+def test_a_ticker_stops_with_the_console() -> None:
+    console, _, _ = clocked()
+    with console:
+        assert [thread.name for thread in threading.enumerate()].count("ticker") == 1
+    assert "ticker" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_text_of_users_is_no_markup() -> None:
     console, file = plain()
     console.line("[red]runs/[x][/red]")
@@ -69,9 +152,12 @@ def test_live_table_on_a_terminal() -> None:
     with Console(2, terminal=terminal) as console:
         console.iteration(0, {"heldout_accuracy": 0.5, "heldout_accuracy_greedy": 0.6})
         console.stage("sample", 10, 100, 7000, 3)
+        console.training("train", "", 12, 96, 0.5, 1450.0, 102.0)
+        console.activity = "the engines get the weights of policy@1"
         terminal.print(console.render())
     shown = file.getvalue()
-    for text in ("iteration 1 of 2", "stage", "10 of 100", "7,000", "50.0 %", "60.0 %", "since the start"):
+    for text in ("iteration 1 of 2", "stage", "10 of 100", "7,000", "50.0 %", "60.0 %", "since the start",
+                 "step 12 of 96", "1,450", "loss 0.5000", "1:42", "the engines get the weights of policy@1 …"):  # fmt: skip
         assert text in shown
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from selfloop.actors.telling import Told
 from selfloop.workflows.errors import EngineError
 from selfloop.workflows.flow.calls import Call, Calls, RowsLost, Write
 from selfloop.workflows.flow.cluster import Actors
@@ -113,9 +114,10 @@ class Executor(Runner):
                 continue
             wanted = self.job.label(node.model)
             if pool.model != wanted and pool.in_flight == 0 and not self.resting():
-                self.outcome.gaps[wanted] = self.actors.serve(
-                    wanted, node.model.version, self.job.place(node.model)
-                )
+                with self.job.doing(f"the engines get the weights of {wanted}"):
+                    self.outcome.gaps[wanted] = self.actors.serve(
+                        wanted, node.model.version, self.job.place(node.model)
+                    )
                 self.job.folder.event("serve", model=wanted, replicas=len(pool.replicas))
             self.wanted = wanted
             return
@@ -200,6 +202,8 @@ class Executor(Runner):
         self.calls.send(Call(flow, flow.sent, pool, replica, tuple(data)))
         flow.sent += 1
         flow.in_flight += 1
+        if flow.sent == 1:
+            self.report(flow)
         return True
 
     def pool(self, flow: Flow) -> Pool:
@@ -219,6 +223,7 @@ class Executor(Runner):
         args = (self.job.batch_size, *inputs)
         self.calls.send(Call(flow, 0, self.actors.workers, replica, args, "gather"))
         flow.sent, flow.in_flight = 1, 1
+        self.report(flow)
         return True
 
     def send_training(self, flow: Flow) -> bool:
@@ -229,6 +234,8 @@ class Executor(Runner):
                 if result is not None:
                     self.training = None
                     self.finish_training(flow, result)
+                elif (told := self.training.news()) is not None:
+                    self.told(flow, told)
             return False
         if self.training is not None or self.actors.trainer.pool.in_flight:
             return False
@@ -236,6 +243,7 @@ class Executor(Runner):
             return False
         if self.carry_over(flow):
             return False
+        self.told(flow, Told("its rows are gathered"))
         self.actors.before_training()
         source = flow.inputs[0]
         rows = source.whole()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,7 @@ class Job:
     reuse: RunFolder | None = None
     span: int | None = None
     progress: Callable[[str, Meta], None] = lambda node, state: None
+    doing: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext()
     hashes: dict[str, dict[str, str]] = field(default_factory=dict)
 
     # sources

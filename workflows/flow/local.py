@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +49,7 @@ class LocalRuntime(Runner):
 
     def stream(self, flow: Flow) -> None:
         """Run a per-batch node; parts are committed on the way."""
+        self.report(flow)
         waiting: list[tuple[pa.Table, Meta]] = []
         for index in range(flow.sent, flow.total or 0):
             tables = [source.fetch(place) for source, place in flow.needs(index)]
@@ -64,6 +66,7 @@ class LocalRuntime(Runner):
     def barrier(self, flow: Flow) -> None:
         """Run a gather or a summary on its whole inputs."""
         if flow.known is None:
+            self.report(flow)
             batches = [read_batches(source.whole()) for source in flow.inputs]
             tables = [pa.concat_tables(one, promote_options="default") for one in batches if one]
             table = whole_groups(self.call(flow, tables))
@@ -108,4 +111,5 @@ class LocalRuntime(Runner):
         flow.in_flight += 1
         given = self.job.train_work(flow.node, self.graph)
         refuse_strangers(table, given.pop("writers"))
+        self.trainer.tell = partial(self.told, flow)
         self.finish_training(flow, self.trainer.train(TrainWork(table=table, **given)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,14 +41,14 @@ def run(
     """
     from selfloop.workflows.flow.ray_runtime import ray_runtime
 
-    setup = Setup(config)
-    problems = [*unbuilt(config), *graph_problems(setup)]
-    if problems:
-        raise InputError.of(problems)
-    folder = RunFolder(run_dir)
-    going_on = folder.open(config.model_dump(mode="json"), confirmed)
+    setup, folder = Setup(config), RunFolder(run_dir)
     console = console or Console(config.iterations)
     with console:
+        with console.doing("prompts are read, and the graph is checked with them"):
+            problems = [*unbuilt(config), *graph_problems(setup)]
+        if problems:
+            raise InputError.of(problems)
+        going_on = folder.open(config.model_dump(mode="json"), confirmed)
         try:
             if going_on:
                 refuse_without_signal(setup, folder, folder.completed())
@@ -84,7 +85,7 @@ def loop(
         for index in range(last + 1, config.iterations + 1):
             graph = setup.planner.graph(index)
             started = time.monotonic()
-            job.progress = Progress(console)
+            job.progress, job.doing = Progress(console), console.doing
             folder.event("iteration", iteration=index)
             outcome = runtime.run(graph)
             roles = job.settle(graph)
@@ -212,6 +213,9 @@ class Progress:
         self.started: dict[str, tuple[float, int]] = {}
 
     def __call__(self, node: str, state: Meta) -> None:
+        if "told" in state:
+            self.console.training(node, **asdict(state["told"]))
+            return
         now, tokens = time.monotonic(), state.get("tokens", 0)
         since, before = self.started.setdefault(node, (now, tokens))
         rate = (tokens - before) / (now - since) if now - since > 0.5 else None

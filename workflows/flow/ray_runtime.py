@@ -27,15 +27,17 @@ def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Generator[
     """An executor with its actors started; they are stopped at the end, and Ray too if it was started here."""
     config = setup.config
     here = not ray.is_initialized()
-    gpus, url = connect(config)
+    with console.doing("Ray starts"):
+        gpus, url = connect(config)
     actors: Actors | None = None
     try:
         engine, trainer, limit = setup.specs(gpus)
         specs = Specs(engine, trainer, setup.probe_messages, limit, config.trust_remote_code)
         console.line(f"Starting {config.generator.replicas} {engine.engine} engine(s) and {trainer.ranks} DeepSpeed rank(s) "
                      f"on {'GPU' if gpus else 'CPU'} ({dashboard(url)})")  # fmt: skip
-        actors = Actors(config, specs, gpus)
-        actors.wait_until_ready()
+        with console.doing("engines and trainer start"):
+            actors = Actors(config, specs, gpus)
+            actors.wait_until_ready()
         job = make_job(setup, folder, versions(setup, engine, trainer))
         yield Executor(job, actors, config.generator.patience), job
     finally:

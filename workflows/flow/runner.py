@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from selfloop.actors.telling import Told
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.flows import Flow, make_flows
 from selfloop.workflows.flow.graph import Graph
@@ -138,6 +139,11 @@ class Runner:
         self.outcome.trained[flow.node.name] = told["metrics"]
         for later in self.flows.values():
             self.prepare(later)
+
+    def told(self, flow: Flow, told: Told) -> None:
+        """Tell the console how far a training is."""
+        state = {"batches": 0, "total": 1, "complete": False, "queued": 0, "told": told}
+        self.job.progress(flow.node.name, state)
 
     def report(self, flow: Flow) -> None:
         """Tell the console how far the node is, and stop a run whose rows mostly fail."""

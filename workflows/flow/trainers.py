@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from selfloop.actors.ranks import Rank
+from selfloop.actors.telling import Told
 from selfloop.actors.trainer import TrainerSpec
 from selfloop.workflows.errors import SelfloopError, TrainerError
 from selfloop.workflows.flow.flows import Flow
@@ -17,6 +20,7 @@ from selfloop.workflows.flow.pools import Pool, deaths, died
 __all__ = ["TrainerGroup", "TrainingCall"]
 
 TRIES = 5  # times a training is started before its deaths are the user's to look at
+NEWS_SECONDS = 1.0  # between two questions how far a training is
 MEASURES = 2  # batches in flight of `measure` nodes
 
 
@@ -34,7 +38,8 @@ class TrainerGroup:
     def start(self, _: int) -> Any:
         """Start all ranks; the pool knows the first."""
         self.loaded = ""
-        made: Any = ray.remote(Rank)
+        remote: Any = ray.remote
+        made = remote(concurrency_groups={"beside": 1})(Rank)
         self.ranks: list[Any] = [
             made.options(**options).remote(self.spec, index, self.fake)
             for index, options in enumerate(self.options)
@@ -85,6 +90,7 @@ class TrainingCall:
         self.rows = rows
         self.event = event
         self.tries = 0
+        self.asked: tuple[float, Any] = (0.0, None)
         self.start()
 
     def start(self) -> None:
@@ -117,6 +123,20 @@ class TrainingCall:
             name = self.flow.node.name
             raise TrainerError(f"node {name!r} broke: {type(cause).__name__}: {cause}\n{error}") from None
         return None if running else results[0]
+
+    def news(self) -> Told | None:
+        """What the first rank says of its training; asked once a second, and never waited for."""
+        (at, asked), now = self.asked, time.monotonic()
+        if asked is None:
+            if now - at >= NEWS_SECONDS:
+                progress = self.group.ranks[0].progress.options(concurrency_group="beside")
+                self.asked = (now, progress.remote())
+            return None
+        if ray.wait([asked], timeout=0)[0]:
+            self.asked = (at, None)
+            with suppress(RayError):  # of a rank that died: `poll` deals with it
+                return ray.get(asked)
+        return None
 
     def again(self, error: Exception) -> None:
         self.event("died", replica="trainer", node=self.flow.node.name)

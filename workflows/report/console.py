@@ -10,8 +10,10 @@ with Console(iterations=3) as console:
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,10 +25,10 @@ from rich.table import Table
 from rich.text import Text
 
 from selfloop.workflows.report import curve
+from selfloop.workflows.report.ticker import SILENCE, Ticker, elapsed
 
 __all__ = ["Console"]
 
-PLAIN_EVERY = 15.0  # seconds between two lines of one stage where there is no terminal
 PHRASES = {
     "prompts": "prompts are read",
     "sample": "the policy answers prompts",
@@ -51,7 +53,7 @@ QUIET = (
 
 @dataclass
 class Stage:
-    """How far a node is."""
+    """How far a node is. step, loss, left: of a training, instead of its rows and beside them."""
 
     rows: int = 0
     total: int | None = None
@@ -59,8 +61,13 @@ class Stage:
     queued: int | None = None
     done: bool = False
     printed: float = 0.0
+    step: str = ""
+    loss: float | None = None
+    left: str = ""
 
     def amount(self) -> str:
+        if self.step:
+            return self.step
         return f"{self.rows:,}" if self.total is None else f"{self.rows:,} of {self.total:,}"
 
 
@@ -70,17 +77,26 @@ def phrase(node: str) -> str:
 
 
 class Console:
-    """The face of a run. live: a redrawn table (default where the output is a terminal)."""
+    """The face of a run. live: a redrawn table (default where the output is a terminal), else lines, no two of them more
+    than 15 s apart while it is entered. now: the clock, seconds."""
 
     def __init__(
-        self, iterations: int | None = None, live: bool | None = None, terminal: Terminal | None = None
+        self,
+        iterations: int | None = None,
+        live: bool | None = None,
+        terminal: Terminal | None = None,
+        now: Callable[[], float] = time.monotonic,
     ):
         self.terminal = terminal or Terminal(file=sys.stdout, highlight=False, soft_wrap=True)
         self.iterations = iterations
         self.is_live = self.terminal.is_terminal if live is None else live
         self.stages: dict[str, Stage] = {}
         self.history: dict[int, dict[str, Any]] = {}
-        self.started = time.monotonic()
+        self.now = now
+        self.started = self.spoken = now()
+        self.activity = ""
+        self.lock = threading.RLock()
+        self.ticker: Ticker | None = None
         self.drawing: Live | None = None
 
     def __enter__(self) -> Self:
@@ -89,9 +105,15 @@ class Console:
                 console=self.terminal, get_renderable=self.render, refresh_per_second=4, transient=True
             )
             self.drawing.start()
+        else:
+            self.ticker = Ticker(self.tick)
+            self.ticker.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.ticker is not None:
+            self.ticker.stop()
+            self.ticker = None
         if self.drawing is not None:
             self.drawing.stop()
             self.drawing = None
@@ -110,7 +132,33 @@ class Console:
 
     def line(self, text: str) -> None:
         """Print one line, above the table where there is one."""
-        self.terminal.print(escape(text))
+        with self.lock:
+            self.spoken = self.now()
+            self.terminal.print(escape(text))
+
+    @contextmanager
+    def doing(self, what: str) -> Generator[None]:
+        """Something that no node tells of, and that may take long: said while it lasts."""
+        before, self.activity = self.activity, what
+        try:
+            yield
+        finally:
+            self.activity = before
+
+    def tick(self) -> None:
+        """Say what is going on if nothing has been said for long. Called every second, beside whatever else happens."""
+        with self.lock:
+            if self.now() - self.spoken < SILENCE:
+                return
+            running = [(node, stage) for node, stage in self.stages.items() if not stage.done]
+            if self.activity or not running:
+                self.line(f"[{self.clock()}] {self.activity or f'iteration {self.current()} is at work'} …")
+            for node, stage in running if not self.activity else ():
+                self.tell(node, stage)
+
+    def tell(self, node: str, stage: Stage) -> None:
+        stage.printed = self.now()
+        self.line(self.plain(node, stage))
 
     def start(self, title: str, facts: Mapping[str, object]) -> None:
         """Say what begins: a title and a few `name: value` lines."""
@@ -129,19 +177,41 @@ class Console:
         done: bool = False,
     ) -> None:
         """How far a node of the running iteration is. Call it as often as you like."""
-        stage = self.stages.setdefault(node, Stage(printed=time.monotonic()))
-        finished_now = (done or (total is not None and rows >= total > 0)) and not stage.done
-        stage.rows, stage.total, stage.queued = rows, total, queued
-        stage.tokens_per_s = tokens_per_s or (None if stage.done else stage.tokens_per_s)
-        stage.done = stage.done or finished_now
-        told = finished_now and not node.startswith(QUIET)
-        if self.drawing is None and (told or time.monotonic() - stage.printed >= PLAIN_EVERY):
-            stage.printed = time.monotonic()
-            self.line(self.plain(node, stage))
+        with self.lock:
+            stage = self.stages.setdefault(node, Stage(printed=self.now()))
+            finished_now = (done or (total is not None and rows >= total > 0)) and not stage.done
+            stage.rows, stage.total, stage.queued = rows, total, queued
+            stage.step, stage.loss, stage.left = "", None, ""
+            stage.tokens_per_s = tokens_per_s or (None if stage.done else stage.tokens_per_s)
+            stage.done = stage.done or finished_now
+            told = finished_now and not node.startswith(QUIET)
+            if self.drawing is None and (told or self.now() - stage.printed >= SILENCE):
+                self.tell(node, stage)
+
+    def training(
+        self,
+        node: str,
+        doing: str = "",
+        step: int = 0,
+        steps: int = 0,
+        loss: float | None = None,
+        tokens_per_s: float | None = None,
+        left_s: float | None = None,
+    ) -> None:
+        """How far a train node is. doing: what it does before or after its steps."""
+        with self.lock:
+            stage = self.stages.setdefault(node, Stage(printed=self.now()))
+            stage.step = doing or f"step {step:,} of {steps:,}"
+            stage.tokens_per_s, stage.loss = tokens_per_s, loss
+            stage.left = "" if left_s is None else elapsed(left_s)
+            if self.drawing is None and self.now() - stage.printed >= SILENCE:
+                self.tell(node, stage)
 
     def plain(self, node: str, stage: Stage) -> str:
-        parts = [f"{node}: {stage.amount()} rows{' (done)' if stage.done else ''}"]
+        parts = [f"{node}: {stage.amount()}{'' if stage.step else ' rows'}{' (done)' if stage.done else ''}"]
+        parts += [f"loss {stage.loss:.4f}"] if stage.loss is not None else []
         parts += [f"{stage.tokens_per_s:,.0f} tokens/s"] if stage.tokens_per_s else []
+        parts += [f"{stage.left} left"] if stage.left else []
         parts += [f"{stage.queued} batches queued"] if stage.queued else []
         parts += [phrase(node)] if phrase(node) else []
         return f"[{self.clock()}] iteration {self.current()} · " + " · ".join(parts)
@@ -177,8 +247,7 @@ class Console:
             self.line(f"  talk to it:  selfloop chat {folder}")
 
     def clock(self) -> str:
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        return f"{minutes}:{seconds:02d}"
+        return elapsed(self.now() - self.started)
 
     def current(self) -> str:
         """The running iteration: the one after the last complete one."""
@@ -190,6 +259,7 @@ class Console:
         tables: list[Table | Text] = (
             [self.stage_table()] if self.stages else [Text(f"iteration {self.current()}: starting …")]
         )
+        tables += [Text(f"{self.activity} …")] if self.activity else []
         tables += [self.history_table()] if self.history else []
         return Group(*tables, Text(f"{self.clock()} since the start"))
 
@@ -201,7 +271,10 @@ class Console:
             rate = f"{stage.tokens_per_s:,.0f}" if stage.tokens_per_s else ""
             queued = str(stage.queued) if stage.queued else ""
             style = "dim" if stage.done else ""
-            table.add_row(escape(node), stage.amount(), rate, queued, phrase(node), style=style)
+            what = [f"loss {stage.loss:.4f}"] if stage.loss is not None else []
+            what += [f"{stage.left} left"] if stage.left else []
+            what += [phrase(node)] if phrase(node) else []
+            table.add_row(escape(node), stage.amount(), rate, queued, " · ".join(what), style=style)
         return table
 
     def history_table(self) -> Table:
