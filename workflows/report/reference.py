@@ -118,7 +118,16 @@ An objective logs more under the name of its train node ([objectives.md](objecti
 
 def reference() -> str:
     """The whole page."""
-    parts = [HEAD, *sections(Config, ""), "## Settings of the methods", *methods(), JUDGES, columns(), ANSWERS, FILES]
+    parts = [
+        HEAD,
+        *sections(Config, ""),
+        "## Settings of the methods",
+        *methods(),
+        JUDGES,
+        columns(),
+        ANSWERS,
+        FILES,
+    ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
