@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selfloop.actors.useless import nothing_left, useless_rows
 from selfloop.workflows.errors import ObjectiveError, TrainerError
 from selfloop.workflows.objectives.base import Objective
 from selfloop.workflows.objectives.columns import OF_RESPONSE, ROW_READS, canonical, needed_columns
@@ -71,17 +72,26 @@ class View:
         spans = zip(self.bounds[:-1].tolist(), ends.tolist(), strict=True)
         return [blake2b(self.tokens[low:high].tobytes(), digest_size=16).digest() for low, high in spans]
 
+    def responses(self) -> list[bytes]:
+        """What follows each sequence's context, and which of it is trained."""
+        starts = (self.bounds[:-1] + self.starts).tolist()
+        bounds, targets = self.bounds.tolist(), self.target_bounds.tolist()
+        return [
+            self.tokens[low:high].tobytes() + self.targets[first:last].tobytes()
+            for low, high, first, last in zip(starts, bounds[1:], targets[:-1], targets[1:], strict=True)
+        ]
+
 
 @dataclass
 class Examples:
     """All rows of a train node, sorted. values: (view, name) -> one float a trained token, flat. columns: name ->
-    (rows,), or a list of k numbers a row."""
+    (rows,), or a list of k numbers a row. left_out: why -> rows that are not here."""
 
     table: pa.Table
     views: dict[str, View]
     columns: dict[str, np.ndarray | list[np.ndarray]]
     values: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    left_out: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -96,27 +106,28 @@ def row_name(table: pa.Table, row: int) -> str:
     return ", ".join(found) or f"row {row}"
 
 
-def examples_of(table: pa.Table, objective: Objective) -> Examples:
-    """The rows, in order of (prompt_id, sample), as arrays. Candidates that come with scores alone are ranked by them, so that
-    absent ones are known by their rank. Raises ObjectiveError naming the column and the row of
+def examples_of(table: pa.Table, objective: Objective, longest: int | None = None) -> Examples:
+    """The rows, in order of (prompt_id, sample), as arrays, but for those that nothing can be learned from: failed ones, those
+    with a sequence of more than `longest` tokens, and pairs whose sides are the same. Candidates that come with scores alone are
+    ranked by them, so that absent ones are known by their rank. Raises ObjectiveError naming the column and the row of
     what the objective cannot take, TrainerError if there is no row."""
-    rows = table.num_rows
-    if "status" in table.column_names:
-        table = table.filter(pc.fill_null(pc.not_equal(table["status"], "failed"), True))
-    if table.num_rows == 0:
-        raise TrainerError(
-            f"there is nothing to train on: {rows} rows were given, {rows} of them failed ones. Training on nothing "
-            "would publish the same weights as a new version, so the run stops. Look at what the nodes before `train` "
-            "kept (a judge that scored everything zero? a rule too strict?), sample more, or loosen the rule"
-        )
-    left_out = rows - table.num_rows
+    who = type(objective).__name__
+    given, table = table.num_rows, ok_rows(table)
+    left_out = {"failed": given - table.num_rows}
     keys = [(name, "ascending") for name in ORDER if name in table.column_names]
     table = table.take(pc.sort_indices(table, keys)) if keys else table
-    _refuse_missing(table, objective)
-    who = type(objective).__name__
-    examples = Examples(
-        table, {name: view_of(table, name, who) for name in objective.reads}, {}, {}, left_out
-    )
+    views: dict[str, View] = {}
+    if table.num_rows:
+        _refuse_missing(table, objective)
+        views = {name: view_of(table, name, who) for name in objective.reads}
+        useless = useless_rows(views, longest)
+        left_out |= {why: int(rows.sum()) for why, rows in useless.items()}
+        if (bad := np.any(list(useless.values()), axis=0)).any():
+            table = table.filter(pa.array(~bad))
+            views = {name: view_of(table, name, who) for name in objective.reads} if table.num_rows else {}
+    if table.num_rows == 0:
+        raise TrainerError(nothing_left(given, left_out, longest))
+    examples = Examples(table, views, {}, {}, left_out)
     for view, reads in objective.reads.items():
         for read in reads:
             _add_values(examples, view, read, who)
@@ -132,6 +143,13 @@ def examples_of(table: pa.Table, objective: Objective) -> Examples:
     if isinstance(scores, list) and "rank" not in examples.columns:
         examples.columns["rank"] = [(row[None] > row[:, None]).sum(1).astype(np.float64) for row in scores]
     return examples
+
+
+def ok_rows(table: pa.Table) -> pa.Table:
+    """The rows that did not fail; a row that does not say is one of them."""
+    if "status" not in table.column_names:
+        return table
+    return table.filter(pc.fill_null(pc.not_equal(table["status"], "failed"), True))
 
 
 def _has_gaps(table: pa.Table, view: str, read: str) -> bool:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from selfloop.actors.telling import Teller, Told
+from selfloop.workflows.data.lengths import positions_of, trained_limit
 from selfloop.workflows.errors import ObjectiveError, TrainerError
 from selfloop.workflows.objectives.base import Objective
 
@@ -36,7 +38,8 @@ class TrainerSpec:
     """What ranks are started with. model: a Hugging Face folder (architecture, tokenizer). lr, batch_size: defaults of
     a train node. warmup, schedule, floor: as in `training.schedule`. batch_size: examples an optimizer step, over all
     ranks. dropout: of the architecture itself. bfloat16 keeps float32 master weights; at ZeRO 0 it runs as ZeRO 1, with the
-    same result. lora: train adapters on a frozen base."""
+    same result. max_model_len: tokens of the longest sequence, at most the model's positions. lora: train adapters on a
+    frozen base."""
 
     model: str
     ranks: int = 1
@@ -56,6 +59,7 @@ class TrainerSpec:
     tokens_per_micro_batch: int = 8192
     checkpoint_steps: int = 50
     gradient_checkpointing: bool = False
+    max_model_len: int | None = None
     lora: Lora | None = None
 
 
@@ -123,6 +127,7 @@ class TrainerRank:
         join_group(spec.device, rank, world, master)
         small = torch.distributed.new_group(backend="gloo") if spec.device == "cuda" and world > 1 else None
         self.spec = spec
+        self.longest = trained_limit(positions_of(spec.model), spec.max_model_len)
         self.ranks = Ranks(rank, world, small)
         self.kinds: dict[bool, Held] = {}
         self.current: tuple[str, str | None, bool] = (spec.model, None, False)
@@ -163,8 +168,8 @@ class TrainerRank:
     def logprobs(
         self, folder: str | None, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[float]]:
-        """Log-probs, nats, of each target's tokens after its context, without gradient. folder: whose weights; None:
-        those of the last train node (or the initial model's)."""
+        """Log-probs, nats, of each target's tokens after its context, without gradient; none where both are longer than the model
+        takes. folder: whose weights; None: those of the last train node (or the initial model's)."""
         return self._score("logprobs", folder, contexts, targets)
 
     def values(
@@ -204,6 +209,16 @@ class TrainerRank:
             )
         if what != "rewards" and not any(len(target) for target in targets):
             return [[] for _ in targets]
+        fits = [
+            len(head) + len(tail) <= (self.longest or np.inf)
+            for head, tail in zip(contexts, targets, strict=True)
+        ]
+        if not all(fits):
+            some = [
+                [one for one, fit in zip(lists, fits, strict=True) if fit] for lists in (contexts, targets)
+            ]
+            found = iter(self._score(what, folder, *some))
+            return [next(found) if fit else [np.nan] if what == "rewards" else [] for fit in fits]
         if not contexts:
             return []
         start, state, _ = (folder, None, False) if folder is not None else self.current
@@ -232,7 +247,7 @@ class TrainerRank:
         from selfloop.actors.weights import checksum
 
         began, spec, held, teller = time.perf_counter(), self.spec, self.held(work.head), Teller(self.tell)
-        examples = examples_of(work.table, work.objective)
+        examples = examples_of(work.table, work.objective, self.longest)
         plan = Plan(len(examples), work.batch_size or spec.batch_size, work.epochs, work.seed)
         task = Trainable(held.model, self.ranks, examples, work.objective, plan, spec.tokens_per_micro_batch)
         task.also, task.doing = also_of(spec, work, held.model), teller.doing
@@ -252,7 +267,8 @@ class TrainerRank:
             sum(getattr(figures, name) for figures in seen) for name in ("tokens", "filled", "cells")
         )
         metrics = _means(progress.curve) | {
-            "examples": float(len(examples)), "examples_left_out": float(examples.left_out), "steps": float(plan.steps),
+            "examples": float(len(examples)), "examples_left_out": float(sum(examples.left_out.values())),
+            **{f"examples_{why}": float(rows) for why, rows in examples.left_out.items()}, "steps": float(plan.steps),
             "padding": 1 - filled / max(cells, 1), "shared": 1 - filled / max(tokens, 1), "resumed_at_step": float(first),
             "prepare_s": ready - began, "train_s": trained - ready, "save_s": time.perf_counter() - trained,
             "tokens_per_s": tokens / max(trained - ready, 1e-9),

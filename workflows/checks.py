@@ -47,8 +47,10 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
         return found
     config, broken = draft.config, draft.broken
     touched = {key.split(".")[0] for key in broken}
+    model = ModelFacts()
     if "model" not in touched:
-        found.parameters = take(found, check_model(config)).parameters
+        model = take(found, check_model(config))
+        found.parameters = model.parameters
     if config.judge_model is not None:
         take(found, check_model(config, "judge_model"))
     data = DataFacts()
@@ -56,7 +58,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
         data = take(found, check_data(config, broken))
     found.scans = data.scans
     if not draft.problems and not data.problems:
-        check_graph(config, found)
+        check_graph(config, found, None if model.problems else model.folder)
     found.problems += check_reuse(config)
     found.notes += earlier_readings(config, run_dir)
     if not touched & {"generator", "trainer", "placement"}:
@@ -81,8 +83,10 @@ def take(found: Findings, facts: Facts) -> Facts:
     return facts
 
 
-def check_graph(config: Config, found: Findings) -> None:
-    """The lint of the recipe's graphs, which needs the prompts: the run does it where these are many or elsewhere."""
+def check_graph(config: Config, found: Findings, model: Path | None) -> None:
+    """The lint of the recipe's graphs and a look at the rows, which need the prompts: the run does it where these are many or
+    elsewhere. model: its folder, if it is here and in order."""
+    from selfloop.workflows.flow.findings import row_findings
     from selfloop.workflows.flow.gold import graph_facts
     from selfloop.workflows.flow.setup import Setup
     from selfloop.workflows.flow.voting import vote_notes
@@ -100,6 +104,9 @@ def check_graph(config: Config, found: Findings) -> None:
         if not facts.problems:
             take(found, try_code(setup))
         found.notes += vote_notes(setup)
+        wrong, notes = row_findings(setup, model)
+        found.problems += wrong
+        found.notes += notes
         found.prompts = setup.sources["prompts"].num_rows
     except InputError as error:
         found.problems.append(str(error))

@@ -20,11 +20,13 @@ UNKNOWN = 1 << 40
 
 @dataclass
 class Scan:
-    """What was seen of a source. whole: every row was seen. rows: UNKNOWN for a data set that is not here yet."""
+    """What was seen of a source. whole: every row was seen. unanswered: where the first row without an answer stands.
+    rows: UNKNOWN for a data set that is not here yet."""
 
     rows: int = 0
     answers: int = 0
     whole: bool = True
+    unanswered: str = ""
     distinct: set[str] = field(default_factory=set)
 
     @property
@@ -74,9 +76,10 @@ def scan(spec: Prompts, seed: int, seconds: float = SECONDS, responses: bool = F
         sources.check_options(spec)
         return Scan(UNKNOWN, UNKNOWN, whole=False)
     deadline = time.monotonic() + seconds
-    for _, row in sources.iter_prompts(spec, responses):
+    for where, row in sources.iter_prompts(spec, responses):
         found.rows += 1
         found.answers += row["answer"] is not None
+        found.unanswered = found.unanswered or ("" if row["answer"] is not None else where)
         found.distinct.add(prompt_id(row["prompt"], None))
         if found.rows % 1000 == 0 and time.monotonic() > deadline:
             found.whole = False
@@ -95,7 +98,8 @@ def notes_of(spec: Prompts, found: Scan) -> Iterator[str]:
     elif not found.whole:
         yield f"{spec.source} is large: its first {found.rows:,} rows are fine, the rest is checked by the run"
     elif 0 < found.answers < found.rows:
-        yield f"{found.rows - found.answers:,} of {found.rows:,} prompts of {spec.source} have no answer"
+        left = f"{found.rows - found.answers:,} of {found.rows:,} prompts of {spec.source}"
+        yield f"{left} have no answer, the first at {found.unanswered}"
 
 
 def amounts(config: Config, facts: DataFacts, broken: frozenset[str]) -> None:

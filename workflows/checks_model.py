@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.config import Config
+from selfloop.workflows.data.lengths import positions_in
 
 __all__ = ["ModelFacts", "check_model", "look_at_model"]
 
@@ -154,9 +155,7 @@ def look_at_config(folder: Path, facts: ModelFacts, trust_remote_code: bool) -> 
             "needs code of its own (auto_map in config.json), which is not run unasked. "
             "If you trust it, set trust_remote_code=true"
         )
-    text = config.get("text_config")
-    positions = config.get("max_position_embeddings") or (text or {}).get("max_position_embeddings")
-    facts.positions = positions if isinstance(positions, int) and positions > 0 else None
+    facts.positions = positions_in(config)
 
 
 def look_at_weights(folder: Path, facts: ModelFacts) -> Iterator[str]:

@@ -361,7 +361,7 @@ def start(config: Config, folder: Path, found: Findings, debug: bool, yes: bool 
             },
         )
         for note in found.notes:
-            console.line(f"Note: {note}.")
+            console.note(note)
         console.earlier(read_metrics(folder))
         from selfloop.workflows.flow.loop import run as run_loop
 

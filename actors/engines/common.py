@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.actors.engines import Ask
+from selfloop.workflows.data.lengths import positions_in, sampled_limit
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.codec import listed_ends, template_ends
 
 __all__ = ["NOT_FINITE", "ModelFacts", "ask_problem", "ids_problem", "read_facts", "tensor_names"]
 
 NOT_FINITE = "the log-probs are not finite: the weights that are served are damaged"
-LONGEST_DEFAULT = 4096
-"""Tokens of prompt and response together where the user does not say: many models allow far more than fits."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def read_facts(model: str, max_model_len: int | None = None, trust_remote_code: 
             "`save_pretrained` wrote"
         )
     text = {**config, **config.get("text_config", {})}
-    longest = max_model_len or min(text.get("max_position_embeddings") or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    longest = sampled_limit(positions_in(config), max_model_len)
     return ModelFacts(text["vocab_size"], longest, end_tokens(model, trust_remote_code), text)
 
 

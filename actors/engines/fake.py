@@ -105,7 +105,8 @@ class FakeEngine:
 
     def drawn(self, ask: Ask) -> Reply:
         """A slice of the pool that the seed chooses."""
-        seed, limit = ask.seed * SPREAD, ask.params.max_tokens
+        seed = ask.seed * SPREAD
+        limit = min(ask.params.max_tokens, self.facts.longest - len(ask.prompt_ids))
         length, start = 1 + (seed >> 7) % self.options.length, (seed >> 16) % POOL
         if self.options.emit_version or not 0 < len(ask.prompt_ids) < self.facts.longest:
             return self.finished(ask, [self.version_token, *self.pool[start : start + length - 1]])

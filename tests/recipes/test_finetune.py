@@ -21,7 +21,7 @@ from selfloop.workflows.flow.keys import identity
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.objectives import KTO, OBJECTIVES, SFT, SimPO
 from selfloop.workflows.recipes.finetune import SERVED, Finetune
-from selfloop.workflows.recipes.given import mismatched
+from selfloop.workflows.recipes.given import differing, first_against_second, mismatched
 
 from .runs import fake_trainer, graph_of, pocket_config, real_trainer, run_recipe, trained_rows
 
@@ -189,6 +189,23 @@ def test_own_figures_of_labels_and_of_failed_rows() -> None:
     kto = OwnMetrics(objective=KTO())(rows)
     assert kto["test_separation"] == pytest.approx(0.1) and kto["test_auc"] == 1.0
     assert OwnMetrics(objective=SFT())(rows.slice(2)) == {}
+
+
+def test_rows_that_were_not_measured_are_left_out_of_own_figures() -> None:
+    rows = pa.table({f"response_{who}": [[-1.0], None, [-3.0]] for who in ("policy", "initial")})
+    sft = OwnMetrics(objective=SFT())(rows)
+    assert sft["test_loss"] == pytest.approx(2.0) and sft["test_left_out"] == 1
+    assert OwnMetrics(objective=SFT())(rows.slice(1, 1)) == {"test_left_out": 1}
+
+
+def test_identical_pairs_give_neither_pairs_nor_labels() -> None:
+    def side(*ids: int) -> list[dict[str, Any]]:
+        return [{"response_ids": [one]} for one in ids]
+
+    rng = random.Random(0)
+    assert differing(side(1, 1), rng) == first_against_second(side(1, 1), rng) == []
+    assert differing(side(1, 2), rng) == side(1, 2) and len(first_against_second(side(1, 2), rng)) == 1
+    assert differing(side(1), rng) == side(1) and first_against_second(side(1), rng) == []
 
 
 def test_other_options_are_other_work() -> None:

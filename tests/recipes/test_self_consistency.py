@@ -11,7 +11,6 @@ import pytest
 
 from selfloop import configs
 from selfloop.workflows.config import load_config
-from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.ops import Pair
 from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.flow.voting import vote_notes
@@ -30,6 +29,7 @@ from .runs import (
     run_recipe,
     trained_rows,
 )
+from .test_every_recipe import OPEN
 
 SETTINGS = {"samples": 8, "threshold": 0.25}
 
@@ -114,11 +114,10 @@ def test_equivalent_answers_are_never_a_pair(tmp_path: Path) -> None:
         config = pocket_config("self-consistency-reward", settings, iterations=1)
         trainer = fake_trainer(config)
         run_recipe(config, tmp_path / extract, same_number, trainer)
-        return trained_rows(trainer.works[0])
+        return trained_rows(trainer.works[0]) if trainer.works else []
 
     assert pairs("text")
-    with pytest.raises(TrainerError, match="nothing to train"):
-        pairs("number")
+    assert pairs("number") == []  # nothing is trained
 
 
 def test_unreadable_answers_are_rejected_only_where_asked(tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def sometimes_silent(answer: str, seed: int, version: int) -> str:
 
 def test_shipped_configs_for_mathematics_vote_by_number() -> None:
     for path in Path(configs.__file__).parent.glob("*.yaml"):
-        config = load_config(path)
+        config = load_config(str(path), OPEN.get(path.stem))
         if config.recipe == "self-consistency-reward" and config.prompts.source != "pocket":
             assert config.settings["extract"] == config.judge == "number"
 

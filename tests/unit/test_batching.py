@@ -123,7 +123,7 @@ def test_rows_are_sorted_and_failed_ones_left_out():
         zip(examples.table["prompt_id"].to_pylist(), examples.table["sample"].to_pylist(), strict=True)
     )
     assert names == sorted(names)
-    assert (len(examples), examples.left_out) == (7, 1)
+    assert (len(examples), examples.left_out) == (7, {"failed": 1, "too_long": 0, "identical": 0})
 
 
 def test_nothing_to_train_on():

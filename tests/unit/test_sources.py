@@ -134,16 +134,16 @@ def test_system_message_is_put_before_prompts_without_one(tmp_path: Path) -> Non
 USER = '{"role": "user", "content": "u"}'
 BROKEN: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.jsonl", b"", {}, "FILE holds no prompts. Give a source with rows"),
-    ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "b"\n', {}, "FILE, line 2 is not JSON: Expecting ',' delimiter at column 1. "
+    ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "b"\n', {}, "FILE, line 2 is not JSON: Expecting ',' delimiter at column 15, where it ends. "
      "Each line must hold one JSON object"),
-    ("a.jsonl", b'{"prompt": "a"}\n[1]\n', {}, 'FILE, line 2 holds a list, and must hold an object such as '
+    ("a.jsonl", b'{"prompt": "a"}\n[1]\n', {}, 'FILE, line 2 holds a list of numbers ([1]), and must hold an object such as '
      '{"question": …}'),
     ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', {}, "FILE, line 2 is not UTF-8 (byte 0xe9 at position 16). "
      "Convert the file, e.g. iconv -f LATIN1 -t UTF-8 a.jsonl"),
     ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), {}, "FILE is UTF-16, and must be UTF-8. Convert it: "
      "iconv -f UTF-16 -t UTF-8 a.jsonl"),
-    ("a.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', {}, "FILE, line 2 is not JSON: Expecting ':' delimiter at column 12. "
-     "Mend the line"),
+    ("a.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', {}, "FILE, line 2 is not JSON: Expecting ':' delimiter at column 12, "
+     "where '\"b\"}]' stands. Mend the line"),
     ("a.csv", b'prompt,answer\n"a",1\nb\n', {}, "FILE, line 3 has 1 fields, and the header has 2. Mend the line, or quote "
      "fields that hold a comma"),
     ("a.csv", b'prompt,answer\n"a" b,1\n', {}, "FILE, line 2 is not CSV: ',' expected after '\"'. Mend the quotes of that "
@@ -165,21 +165,21 @@ BROKEN: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.jsonl", b'{"prompt": "a"}\n{"promt": "b"}', {}, "FILE, line 2 has no 'prompt'. Did you mean 'promt'?"),
     ("a.jsonl", b'{"prompt": "a"}', {"columns": {"prompts": "prompt"}}, "prompts.columns.prompts is not a column of "
      "prompts: ours are prompt, messages, answer (ours: theirs). Other columns are kept in meta by themselves"),
-    ("a.jsonl", b'{"prompt": "a"}\n{"prompt": " "}', {}, "FILE, line 2: the prompt ('prompt') is empty. Fill it or delete "
+    ("a.jsonl", b'{"prompt": "a"}\n{"prompt": " "}', {}, "FILE, line 2: the prompt ('prompt') is empty (' '). Fill it or delete "
      "the row"),
-    ("a.jsonl", b'{"prompt": null}', {}, "FILE, line 1: the prompt ('prompt') is empty. Fill it or delete the row"),
+    ("a.jsonl", b'{"prompt": null}', {}, "FILE, line 1: the prompt ('prompt') is null. Fill it or delete the row"),
     ("a.jsonl", b'{"prompt": ["a", "b"]}', {}, "FILE, line 1: 'prompt' must be text or a list of messages ({role, "
-     "content}), and is a list of texts. Map another column (prompts.columns.prompt)"),
+     "content}), and is a list of texts (['a', 'b']). Map another column (prompts.columns.prompt)"),
     ("a.jsonl", b'{"messages": [{"role": "usr", "content": "u"}]}', {}, "FILE, line 1: message 1 of 'messages' has the role "
      "'usr', and must be one of system, user, assistant, tool"),
-    ("a.jsonl", b'{"messages": [{"role": "user", "content": ""}]}', {}, "FILE, line 1: message 1 of 'messages' is empty. "
+    ("a.jsonl", b'{"messages": [{"role": "user", "content": ""}]}', {}, "FILE, line 1: message 1 of 'messages' is empty (''). "
      "Fill it or delete the row"),
     ("a.jsonl", b'{"messages": [{"role": "user", "content": 5}]}', {}, "FILE, line 1: the content of message 1 of "
-     "'messages' is a number, and must be text"),
+     "'messages' is a number (5), and must be text"),
     ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "a"}]}', {}, "FILE, line 1: the messages in 'messages' "
      "hold no user message to answer. End them with one of role user"),
     ("a.jsonl", b'{"prompt": "a", "answer": "4"}', {"options": {"answer_after": "####"}}, "FILE, line 1: the answer holds "
-     "no '####' (prompts.options.answer_after). Mend the row or drop the option"),
+     "no '####' (prompts.options.answer_after): it is '4'. Mend the row or drop the option"),
     ("a.jsonl", b'{"prompt": "a"}', {"options": {"answer_aftr": "#"}}, "prompts.options.answer_aftr is not an option of a "
      "file. Did you mean answer_after?"),
 ]  # fmt: skip
@@ -422,8 +422,8 @@ def test_prompts_leave_such_columns_to_meta(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": ""}, "{}, line 2: chosen ('chosen') is empty, and must be text or messages that end with one of role assistant"),
-        ({"rejected": None}, "{}, line 2: rejected ('rejected') is empty"),
+        ({"chosen": ""}, "{}, line 2: chosen ('chosen') is empty (''), and must be text or messages that end with one of role assistant"),
+        ({"rejected": None}, "{}, line 2: rejected ('rejected') is null"),
         ({"rejected": 3}, "{}, line 2: rejected ('rejected') is a number"),
         ({"chosen": ASK}, "{}, line 2: chosen ('chosen') ends with a message of role user, and must end with assistant"),
         ({"rejected": [{"role": "assistant"}]}, "{}, line 2: the content of message 1 of 'rejected' is null"),

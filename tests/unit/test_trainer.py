@@ -421,3 +421,22 @@ def test_schedules():
     assert schedule("cosine", 1.0, 0.0, 5, 10) == pytest.approx(0.5)
     assert [schedule("constant", 2.0, 0.0, step, 3) for step in range(3)] == [2.0] * 3
     assert schedule("cosine", 1.0, 1.0, 9, 10) == 1.0
+
+
+def test_rows_longer_than_the_model_takes_are_neither_trained_nor_measured(start: str, tmp_path: Path):
+    trainer = TrainerRank(replace(spec_of(start), max_model_len=60))
+    table = response_rows(8)
+    longer = [ids if row else [1] * 90 for row, ids in enumerate(table["response_ids"].to_pylist())]
+    table = table.set_column(table.column_names.index("response_ids"), "response_ids", pa.array(longer, IDS))
+    result = trainer.train(work_of(tmp_path / "a", start, SFT(), table))
+    without = trainer.train(work_of(tmp_path / "b", start, SFT(), table.slice(1)))
+    assert result.checksum == without.checksum
+    told = [
+        result.metrics[f"examples{end}"] for end in ("", "_left_out", "_failed", "_too_long", "_identical")
+    ]
+    assert told == [7, 1, 0, 1, 0]
+    assert trainer.logprobs(start, [[1], [2]], [[3] * 60, [4, 5]]) == [
+        [],
+        *trainer.logprobs(start, [[2]], [[4, 5]]),
+    ]
+    assert TrainerRank(spec_of(start)).longest == 512

@@ -5,17 +5,23 @@ Nothing is read whole but JSON arrays and zipped Parquet, so a broken line at th
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from selfloop.workflows.errors import InputError
 
-__all__ = ["SUFFIXES", "Located", "column_names", "data_suffix", "files_of", "read_rows"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["SUFFIXES", "Located", "as_json", "data_suffix", "files_of", "kind_of", "read_rows", "shown"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """What a prompt file's name ends with, each also with .gz."""
@@ -24,6 +30,7 @@ Located = tuple[str, dict[str, Any]]
 """Where a row stands (`data.jsonl, line 3`), and the row."""
 
 csv.field_size_limit(1 << 27)
+SHOWN = 60  # characters of a value in a message
 
 
 def data_suffix(name: str) -> str | None:
@@ -69,7 +76,7 @@ def read_rows(path: Path) -> Iterator[Located]:
     for file in files_of(path):
         try:
             yield from one_file(file)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(
                 f"{file} is not a whole gzip file ({error}). Fetch or compress it again"
             ) from error
@@ -126,32 +133,39 @@ def json_lines(path: Path, file: IO[bytes]) -> Iterator[Located]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where} is not JSON: {error.msg} at column {error.colno}. Each line must hold one JSON object"
-            ) from error
+        row = parsed_json(line.rstrip("\r\n"), where, "Each line must hold one JSON object")
         yield where, as_object(where, row)
 
 
 def json_array(path: Path, file: IO[bytes]) -> Iterator[Located]:
     text = "".join(line for _, line in text_lines(path, file))
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno} is not JSON: {error.msg} at column {error.colno}. Mend the line"
-        ) from error
+    rows = parsed_json(text, str(path), "Mend the line")
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
         yield where, as_object(where, row)
 
 
+def parsed_json(text: str, where: str, way: str) -> Any:
+    """The value of a JSON text. Raises InputError with the place in it and what stands there."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = "" if "\n" not in text else f", line {error.lineno}"
+        rest = text[error.pos :].partition("\n")[0]
+        found = f"where {shown(rest)} stands" if rest else "where it ends"
+        raise InputError(
+            f"{where}{line} is not JSON: {error.msg} at column {error.colno}, {found}. {way}"
+        ) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits, a list in a thousand lists
+        raise InputError(f"{where} cannot be read as JSON: {error}. {way}") from error
+
+
 def as_object(where: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        kind = {list: "a list", str: "text", type(None): "null"}.get(type(row), "a number")
-        raise InputError(f'{where} holds {kind}, and must hold an object such as {{"question": …}}')
+        raise InputError(f'{where} holds {kind_of(row)}, and must hold an object such as {{"question": …}}')
     return row
 
 
@@ -159,9 +173,7 @@ def csv_rows(path: Path, file: IO[bytes], delimiter: str) -> Iterator[Located]:
     reader = csv.reader((line for _, line in text_lines(path, file)), delimiter=delimiter, strict=True)
     try:
         names = next(reader, [])
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(f"{path}, line 1 names the column {twice[0]!r} twice. Rename one")
+        refuse_twice(names, f"{path}, line 1")
         while True:
             start = reader.line_num + 1
             row = next(reader, None)
@@ -187,15 +199,81 @@ def parquet_rows(path: Path, file: IO[bytes]) -> Iterator[Located]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
-            for row in batch.to_pylist():
+        held = pq.ParquetFile(file)
+        refuse_twice(held.schema_arrow.names, str(path))
+        for batch in held.iter_batches(batch_size=4096):
+            read = [values_of(column, name, f"{path}, row", number) for name, column in zip(
+                batch.schema.names, batch.columns, strict=True)]  # fmt: skip
+            for values in zip(*read, strict=True):
                 number += 1
-                yield f"{path}, row {number}", row
+                yield f"{path}, row {number}", dict(zip(batch.schema.names, values, strict=True))
     except (pa.ArrowException, OSError) as error:
         text = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(f"{path} is not a whole Parquet file: {text}. Write it again") from error
 
 
-def column_names(path: Path) -> list[str]:
-    """Column names of the first row; empty for a file without rows."""
-    return list(next(read_rows(path), ("", {}))[1])
+def values_of(column: pa.Array, name: str, where: str, before: int) -> list[Any]:
+    """An Arrow column's values as JSON has them. Raises InputError naming the row, `before` rows after the first."""
+    try:
+        return [as_json(value) for value in column.to_pylist()]
+    except ValueError:  # one that Python has no value for: look for it, one by one
+        return [
+            one_value(value, f"{where} {before + place}: {name!r}") for place, value in enumerate(column, 1)
+        ]
+
+
+def one_value(value: pa.Scalar, where: str) -> Any:
+    try:
+        return as_json(value.as_py())
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where} is not UTF-8 ({shown(error.object)}). Write the column as UTF-8 text"
+        ) from error
+    except ValueError:  # a time to the nanosecond
+        return str(value)
+
+
+def as_json(value: Any) -> Any:
+    """A value of kinds that JSON has: decimals as written, dates and times by ISO 8601, bytes as UTF-8 where they are that."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(key): as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode("utf-8")
+        return value
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def refuse_twice(names: list[str], where: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{where} names the column {twice[0]!r} twice. Rename one")
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, and the value itself, for messages."""
+    if value is None or value == []:
+        return "null" if value is None else "an empty list"
+    if isinstance(value, list):
+        kinds = {kind_name(one) for one in value}
+        return f"a list of {kinds.pop().split()[-1] + 's' if len(kinds) == 1 else 'several kinds'} ({shown(value)})"
+    return f"{kind_name(value)} ({shown(value)})"
+
+
+def kind_name(value: Any) -> str:
+    kinds: dict[type, str] = {
+        str: "text", dict: "an object", list: "a list", bool: "true or false", bytes: "no UTF-8", type(None): "a null"
+    }  # fmt: skip
+    return kinds.get(type(value), "a number")
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, on one line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

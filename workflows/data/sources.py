@@ -14,15 +14,16 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from selfloop.workflows.config import Prompts
+from selfloop.workflows.data.overlap import prompt_key
 from selfloop.workflows.data.parsing import (
-    OURS,
     answer_part,
     choose_columns,
     meta_text,
     parse_prompt,
-    parse_response,
+    parse_responses,
+    refuse_unwritable,
 )
-from selfloop.workflows.data.readers import Located, data_suffix, read_rows
+from selfloop.workflows.data.readers import Located, as_json, data_suffix, read_rows
 from selfloop.workflows.data.schema import Message, prompt_id, schema_of
 from selfloop.workflows.errors import InputError
 
@@ -128,14 +129,16 @@ def too_large(asked: int, rows: int, source: str) -> str:
 def split_heldout(table: pa.Table, n: int, seed: int) -> tuple[pa.Table, pa.Table]:
     """(train, held-out) with exactly n held-out rows, chosen by a seeded hash of the prompt's text.
 
-    Prompts of the same text are never on both sides. Raises InputError when fewer than n + 1 rows remain to split.
+    Prompts that differ in case or white space alone are never on both sides. Raises InputError when fewer than n + 1 rows
+    remain to split.
     """
     if n >= table.num_rows:
         raise InputError(too_large(n, table.num_rows, "the source"))
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for index, messages in enumerate(table["prompt"].to_pylist()):
-        groups[text_hash(messages, seed)].append(index)
-    ordered = [rows for _, rows in sorted(groups.items())]
+    groups: dict[str, list[int]] = defaultdict(list)
+    prompts: list[list[Message]] = table["prompt"].to_pylist()
+    for index, messages in enumerate(prompts):
+        groups[prompt_key(messages)].append(index)
+    ordered = sorted(groups.values(), key=lambda rows: min(text_hash(prompts[row], seed) for row in rows))
     chosen: list[int] = []
     partial: list[int] | None = None
     for rows in ordered:
@@ -170,18 +173,29 @@ def text_hash(messages: list[Message], seed: int) -> bytes:
 def iter_prompts(spec: Prompts, responses: bool = False) -> Iterator[tuple[str, PromptRow]]:
     """(where, prompt row) of a file or a hub data set, one at a time. Raises InputError at the first bad row.
 
-    responses: as for `load_source`; every row has the columns of the first one.
+    responses: as for `load_source`. Every row must have the columns that are read of the first one, and no others of our names.
     """
     check_options(spec)
     kind = source_kind(spec.source)
     located = read_rows(Path(spec.source).expanduser()) if kind == "file" else hub_rows(spec)
     seen: Counter[str] = Counter()
-    columns: dict[str, str] | None = None
+    columns: dict[str, str] = {}
+    earliest = ""
+    known: set[tuple[str, ...]] = set()
     for where, row in located:
-        columns = columns or choose_columns(spec, list(row), where, responses)
+        if not columns:
+            columns, earliest = choose_columns(spec, list(row), where, responses), where
+        elif (names := tuple(row)) not in known and set(columns.values()) <= set(names):
+            more = [theirs for ours, theirs in choose_columns(spec, list(names), where, responses).items()
+                    if ours not in columns]  # fmt: skip
+            if more:
+                raise InputError(
+                    f"{earliest} has no {more[0]!r}, and {where} has. Give every row the column, null where there is nothing"
+                )
+            known.add(names)
         messages, answer = parse_prompt(row, columns, where)
-        told = {ours: parse_response(ours, row[theirs], theirs, where)
-                for ours, theirs in columns.items() if ours not in OURS}  # fmt: skip
+        refuse_unwritable(row, columns, where)
+        messages, told = parse_responses(row, columns, messages, where)
         if spec.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": spec.system})
         answer = answer_part(answer, spec.options.get("answer_after"), where)
@@ -251,4 +265,4 @@ def hub_rows(spec: Prompts) -> Iterator[Located]:
             f"(split {split!r}): {text}. Mend the name, or download the data and give its path"
         ) from error
     for number, row in enumerate(rows, 1):
-        yield f"{spec.source}, row {number}", dict(row)
+        yield f"{spec.source}, row {number}", {name: as_json(value) for name, value in row.items()}

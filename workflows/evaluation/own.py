@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
 from selfloop.workflows.evaluation.metrics import auc
@@ -25,6 +26,7 @@ class OwnMetrics(BaseModel):
     Rows have, for each view, its log-probs under both as VIEW_policy and VIEW_initial. Loss and rewards are the objective's
     own, over all rows as one batch; where it reads a reference, that is the initial policy, whose own rewards are then 0. What an
     objective finds over a step (BCO's shift) is found over these rows.
+    Rows that are longer than the model takes were not measured and are left out (test_left_out).
     accuracy: share of pairs whose chosen side has the higher reward, ties count half. separation, auc: of the rewards of
     label 1 and 0.
     """
@@ -34,9 +36,15 @@ class OwnMetrics(BaseModel):
 
     def __call__(self, rows: pa.Table, *, seed: int = 0) -> dict[str, float]:
         rows = ok_rows(rows)
+        given = rows.num_rows
+        for view in self.objective.views:
+            rows = rows.filter(pc.is_valid(rows[f"{view}_initial"]))
+        left_out = {"test_left_out": float(given - rows.num_rows)} if rows.num_rows < given else {}
         if rows.num_rows == 0:
-            return {}
-        found = {f"test_initial_{name}": value for name, value in self.figures(rows, "initial").items()}
+            return left_out
+        found = left_out | {
+            f"test_initial_{name}": value for name, value in self.figures(rows, "initial").items()
+        }
         found |= {f"test_{name}": value for name, value in self.figures(rows, "policy").items()}
         return {name: value for name, value in found.items() if math.isfinite(value)}
 

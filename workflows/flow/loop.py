@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError, NoSignalError
+from selfloop.workflows.flow.findings import row_findings
 from selfloop.workflows.flow.gold import graph_problems
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job, Meta, Place
@@ -45,10 +47,13 @@ def run(
     console = console or Console(config.iterations)
     with console:
         with console.doing("prompts are read, and the graph is checked with them"):
-            problems = [*unbuilt(config), *graph_problems(setup)]
+            problems, notes = row_findings(setup, setup.folder)
+            problems = [*unbuilt(config), *graph_problems(setup), *problems]
         if problems:
             raise InputError.of(problems)
         going_on = folder.open(config.model_dump(mode="json"), confirmed)
+        for note in notes:
+            console.note(note)
         try:
             if going_on:
                 refuse_without_signal(setup, folder, folder.completed())
@@ -93,6 +98,8 @@ def loop(
             trackers.log(index, metrics)
             folder.commit_iteration(index, {role: place.entry(folder) for role, place in roles.items()})
             console.iteration(index, metrics, setup.recipe.cut_answers)
+            for line in left_out(metrics):
+                console.line(line)
             if len(idle_iterations(folder, index)) in range(1, IDLE):
                 console.line(idle_line(setup, folder, index))
             for note in voted_notes(setup, graph, folder) if index == 1 else ():
@@ -189,6 +196,19 @@ def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, floa
             metrics |= verdict_metrics(name, counted)
     idle = bool(outcome.trained) and outcome.idle >= set(outcome.trained)
     return metrics | signal_metrics(graph, outcome.counts, idle)
+
+
+def left_out(metrics: dict[str, float]) -> Iterator[str]:
+    """What is said of rows that an iteration did not use."""
+    words = {
+        "_failed_rows": "rows failed: their column `error` says why",
+        "_examples_too_long": "rows were not learned from: they are longer than the model takes",
+        "_examples_identical": "pairs were not learned from: their sides are the same",
+    }
+    for name, count in metrics.items():
+        for end, told in words.items():
+            if name.endswith(end) and count:
+                yield f"  {name.removesuffix(end)}: {count:,.0f} {told} ({name})"
 
 
 def verdict_metrics(name: str, counted: Meta) -> dict[str, float]:

@@ -23,7 +23,8 @@ Measured = Literal["logprobs", "values", "rewards"]
 class Measure(Op):
     """A view's log-probs, values or rewards under a model. Its agreement with training is why no engine is asked.
 
-    A reward is a verdict: beside it stands `COLUMN_state`, failed where there is no number (a failed row, or none finite).
+    Null where context and view are longer than the model takes. A reward is a verdict: beside it stands `COLUMN_state`, failed
+    where there is no number (a failed row, a longer one, or none finite).
     """
 
     verb: ClassVar[str] = "measure"
@@ -62,7 +63,7 @@ class Measure(Op):
         scalar = self.what == "rewards"
         values: list[Any] = [None if scalar or ids is None else [] for ids in targets]
         for row, value in zip(asked, found, strict=True):
-            values[row] = value if not scalar or math.isfinite(value) else None
+            values[row] = value if (math.isfinite(value) if scalar else value) else None
         if not scalar:
             return with_column(tables[0], self.column, pa.array(values, pa.list_(pa.float32())))
         table = with_column(tables[0], self.column, pa.array(values, pa.float64()))

@@ -133,6 +133,7 @@ class Setup:
         engine = EngineSpec(generator.engine, str(self.folder), dtype, device, generator.threads, generator.max_model_len,
                             generator.max_num_seqs, generator.memory, dict(generator.options))  # fmt: skip
         fields = trainer.model_dump(exclude={"gpus", "dtype", "lora", "schedule"})
-        fields |= {"schedule": trainer.schedule.kind, "floor": trainer.schedule.floor, "lora": trainer.lora}
+        fields |= {"schedule": trainer.schedule.kind, "floor": trainer.schedule.floor, "lora": trainer.lora,
+                   "max_model_len": generator.max_model_len}  # fmt: skip
         spec = TrainerSpec(str(self.folder), device=device, dtype=trainer.dtype or default, **fields)
         return engine, spec, config.probe_limit or GAP_LIMIT[dtype]

@@ -225,13 +225,14 @@ class DNO(DPO):
 
 
 def pair_logs(batch: Batch, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """Implicit rewards of both sides, their gap, how often the right side leads, and both log-probs; no gradient."""
+    """Implicit rewards of both sides, their gap, how often the right side leads (a tie counts half), and both log-probs; no
+    gradient."""
     chosen, rejected = chosen.detach(), rejected.detach()
     return {
         "chosen_reward": chosen,
         "rejected_reward": rejected,
         "reward_margin": chosen - rejected,
-        "accuracy": (chosen > rejected).to(chosen.dtype),
+        "accuracy": ((chosen - rejected).sign() + 1) / 2,
         "chosen_logprob": total(batch, "chosen").detach(),
         "rejected_logprob": total(batch, "rejected").detach(),
     }

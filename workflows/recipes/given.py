@@ -49,7 +49,9 @@ def given_rows(it: Iteration, source: str, objective: Objective, take: int | Non
         return said(next((name for name in ("completion", "chosen") if name in has), "answer"))
     if "chosen" in has:
         both = said("chosen").merge(said("rejected"), name=f"{source}-both")
-        rows = both.score(first_is_good, column="label", reads=("sample",), name=f"{source}-labels")
+        rows = both.keep(differing, name=f"{source}-differing").score(
+            first_is_good, column="label", reads=("sample",), name=f"{source}-labels"
+        )
     else:
         rows = said("completion")
     if "kl" in objective.views:
@@ -59,8 +61,14 @@ def given_rows(it: Iteration, source: str, objective: Objective, take: int | Non
 
 
 def first_against_second(rows: Sequence[Row], rng: random.Random) -> list[Pair]:
-    """Chosen against rejected."""
-    return [(rows[0], rows[1])] if len(rows) == 2 else []
+    """Chosen against rejected, unless they are the same."""
+    return [(rows[0], rows[1])] if len(differing(rows, rng)) == 2 else []
+
+
+def differing(rows: Sequence[Row], rng: random.Random) -> list[Row]:
+    """Both sides of a pair, but none of one whose sides are the same: they say nothing of what is better."""
+    same = len(rows) == 2 and rows[0]["response_ids"] == rows[1]["response_ids"]
+    return [] if same else list(rows)
 
 
 def first_is_good(rows: Sequence[Row], rng: random.Random) -> list[float]:

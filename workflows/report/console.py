@@ -98,6 +98,7 @@ class Console:
         self.lock = threading.RLock()
         self.ticker: Ticker | None = None
         self.drawing: Live | None = None
+        self.notes: set[str] = set()
 
     def __enter__(self) -> Self:
         if self.is_live:
@@ -159,6 +160,12 @@ class Console:
     def tell(self, node: str, stage: Stage) -> None:
         stage.printed = self.now()
         self.line(self.plain(node, stage))
+
+    def note(self, text: str) -> None:
+        """Print what is worth knowing, once."""
+        if text not in self.notes:
+            self.notes.add(text)
+            self.line(f"Note: {text}.")
 
     def start(self, title: str, facts: Mapping[str, object]) -> None:
         """Say what begins: a title and a few `name: value` lines."""

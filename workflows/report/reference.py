@@ -107,7 +107,10 @@ FILES = """## The run folder
 | `TRAIN_loss`, `TRAIN_loss_last` | of each train node: mean over its steps, last step |
 | `TRAIN_grad_norm` | mean norm before clipping |
 | `TRAIN_steps`, `TRAIN_examples`, `TRAIN_tokens` | optimizer steps; rows; tokens, repeated prompts included |
-| `TRAIN_examples_left_out` | rows without a token to learn from |
+| `TRAIN_examples_left_out` | rows that were given and not learned from: `…_examples_failed`, or one of the next two |
+| `TRAIN_examples_too_long` | longer than `generator.max_model_len` or the model's positions |
+| `TRAIN_examples_identical` | pairs whose sides are the same tokens |
+| `TRAIN_accuracy` | of pair objectives: share of pairs whose chosen side has the higher reward, a tie counts half |
 | `TRAIN_shared`, `TRAIN_padding` | share of tokens not computed again (repeated prompts); of cells that were padding |
 | `TRAIN_prepare_s`, `TRAIN_train_s`, `TRAIN_save_s`, `TRAIN_tokens_per_s` | where a train node's time goes |
 | `wall_s` | seconds of the whole iteration |
