@@ -45,6 +45,7 @@ HEADING = re.compile(r"\s*[(\[]?[A-Ja-j][)\].:]+[ \t]+\S")
 
 
 def plain(text: str) -> str:
+    text = re.sub(r"['\"<\u2018\u201c]([A-Ja-j])['\">\u2019\u201d]", r"\1", text)
     return re.sub(r"[*_`$]+|\\[()\[\]]", "", unwrapped(tidy(text)))
 
 

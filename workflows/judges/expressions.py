@@ -50,8 +50,10 @@ SYMBOLS = str.maketrans(
         "\u222a": "\\cup ",
         "\u2229": "\\cap ",
         "\u2208": "\\in ",
+        "\u2205": "\\emptyset ",
     }
 )
+UNIT_WORDS = 2  # behind an expression that ends a text: "square feet"
 SHORT = 6  # words of a line that is an answer by itself
 NAME = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?)\s*")
 
@@ -108,9 +110,8 @@ def bare(text: str, words: bool) -> str | None:
     whole = BOLD.sub("", text.strip()).strip("`").strip()
     if not whole:
         return None
-    if "\n\n" not in whole and not WORD.search(
-        unwrapped_mask(re.sub(r"\\(?:begin|end)\s*\{\w+\*?\}", " ", whole))
-    ):
+    formula_only = re.sub(r"\\(?:begin|end)\s*\{\w+\*?\}", " ", OR.sub(", ", whole))
+    if "\n\n" not in whole and not WORD.search(unwrapped_mask(formula_only)):
         return whole
     if whole_number(whole) is not None:
         return whole
@@ -129,11 +130,17 @@ def bare(text: str, words: bool) -> str | None:
 
 
 def tail(text: str) -> str | None:
-    """The expression that a text ends with."""
+    """The expression that a text ends with, a unit aside."""
     line = text.rstrip(" .*`").rpartition("\n")[2]
-    words = list(WORD.finditer(unwrapped_mask(line)))
-    end = line[words[-1].end() :].strip(" :,$") if words else line
-    return end if re.search(r"\d", end) and not re.search(r"[.!?]\s", end) else None
+    masked, ends = unwrapped_mask(line), [0]
+    for word in WORD.finditer(masked):
+        ends += [word.start(), word.end()]
+    pieces = [line[begin:end] for begin, end in zip(ends[::2], [*ends[1::2], len(line)], strict=True)]
+    found = [place for place, piece in enumerate(pieces) if re.search(r"\d", piece)]
+    if not found or len(pieces) - found[-1] > UNIT_WORDS + 1:
+        return None
+    end = pieces[found[-1]].strip(" :,$")
+    return None if re.search(r"[.!?]\s", end) else end
 
 
 def previous(formulas: list[re.Match[str]], first: re.Match[str], text: str) -> re.Match[str] | None:
@@ -228,7 +235,10 @@ def chained(answer: str) -> str:
 
 def formula(answer: str) -> Form:
     """The LaTeX of an answer that is no plain number, units aside."""
-    latex = unwrapped(tidy(ROOT.sub(r"\\sqrt{\1}", answer).translate(SYMBOLS)), f" {OPEN}{{}}{CLOSE}")
+    latex = unwrapped(
+        tidy(ROOT.sub(r"\\sqrt{\1}", answer).translate(SYMBOLS).replace("\\varnothing", "\\emptyset")),
+        f" {OPEN}{{}}{CLOSE}",
+    )
     latex = re.sub(rf"{OPEN}([^{CLOSE}]*[\d\\][^{CLOSE}]*|\s*|[A-Za-z]){CLOSE}", r"\1", latex)
     latex = POWERED.sub(r"\1", latex)
     latex = re.sub(

@@ -46,7 +46,7 @@ UNIT = (
 )
 UNITS_ALONE = re.compile(rf"\s*%?(?:[\s/*-]*{UNIT})*[\s.%]*")
 POWERED = re.compile(
-    rf"((?<![A-Za-z\\])(?!(?:{FUNCTIONS})(?![A-Za-z]))[A-Za-z]{{2,}}|(?<=\d\s)[ms]|(?<=/)[{LETTERS}]"
+    rf"((?<![A-Za-z\\])(?!(?:{FUNCTIONS})(?![A-Za-z]))[A-Za-z]{{2,}}|(?<=[\da-z]\s)[ms]|(?<=/)[{LETTERS}]"
     rf"|{OPEN}[^\d{OPEN}{CLOSE}]*{CLOSE})\s*\^\s*\{{?\s*-?\d\s*\}}?"
 )
 CODES = re.compile(r"(?<![A-Za-z])(?:USD|EUR|GBP|INR|Rs\.?|US|AU|CA|HK|NZ)\s?(?=[$\d])")
@@ -61,11 +61,11 @@ CALM = (  # commands that may stand beside a number without making it a part of 
 )
 PART_BEFORE = re.compile(
     rf"(?:[\^_]\s*\{{?|[)\]{GREEK}]|\}}\s*\{{?|{PLACE}|\\(?!{CALM})[A-Za-z]+\s*[{{\[(]?"
-    rf"|(?:(?<![A-Za-z\\.])[b-hj-z]|{PLACE}|[)}}])\s*[-+*/]\s*)\s*$"
+    rf"|(?:(?<![A-Za-z\\.])[b-hj-z]|{PLACE}|[)}}{GREEK}])\s*[-+*/]\s*)\s*$"
 )
 PART_AFTER = re.compile(
     rf"\s*\\(?!{CALM})[A-Za-z]+|\s*[\^_]|(?![{LETTERS}])[A-Za-z](?![A-Za-z])|[{LETTERS}]\s*\^|\s*[{GREEK}]|\s*{PLACE}"
-    r"|\s[b-fijknop-rt-z]\s*(?:\^|[-+*/=]\s*[\w\\])"
+    r"|\s[b-fijknop-rt-z]\s*(?:\^|[-+*/=]\s*[\w\\])|\s*[-+*/]\s*[b-fijknop-rt-z](?![A-Za-z'])"
 )
 POINTS = re.compile(r"\.{2,}|\u2026|\s*\\[lc]?dots")
 SPACED = re.compile(r" \d{3}(?!\d)")  # a thousands separator, or another number
@@ -73,8 +73,10 @@ SPACED_BEFORE = re.compile(r"(?<![\d.,])\d{1,3} $")
 GOES_ON = re.compile(
     rf"\s*(?:[-+*/\u00d7\u00f7]|\\times|\\cdot|\\div|\\pm|\u00b1)\s*(?:[\d\\($.{NONE}{OPEN_END}]|-\d|[A-Za-z](?![A-Za-z']))"
 )
+_GAP = rf"[\s{OPEN}{CLOSE}]*"
 LIST = re.compile(
-    rf"\s*,?\s*or\s+[$-]*\d|\s*,?\s*and\s+[$-]*{UNSIGNED}\s*(?:[.,;]|$)|(?:\s*[,;]\s*[$+-]*{UNSIGNED})+\s*(?:,?\s*(?:and|or)\s+[$-]*\d.*)?[.\s]*$"
+    rf"{_GAP},?{_GAP}\bor\b{_GAP}[$-]*\d|{_GAP},?{_GAP}\band\b{_GAP}[$-]*{UNSIGNED}\s*(?:[.,;]|$)"
+    rf"|(?:\s*[,;]\s*[$+-]*{UNSIGNED})+\s*(?:,?\s*(?:and|or)\s+[$-]*\d.*)?[.\s]*$"
 )
 CHAIN = re.compile(r"(?:[^=,;:!?<>\u2264\u2265.]|(?<=\d)[.,](?=\d)|\.(?=\d))*=\s*")
 BREAKS = re.compile(
@@ -99,6 +101,8 @@ def whole_number(text: str) -> Token | None:
     if len(text) > 10 * LONGEST:
         return None
     members = [one.strip() for one in EQUALS.split(prepared(text, begins=True)) if one.strip()]
+    if re.search(r",(?!\d{3}(?!\d))|;", "".join(members[:-1])):
+        return None  # x = 1, y = 2
     last = ROUNDED.split(members[-1])[0] if members else ""
     last = ABOUT.sub("", last or members[-1], count=1).strip(" $*`\n\t").rstrip(" .,;$") if members else ""
     while last[:1] + last[-1:] in ("{}", "()"):
@@ -150,7 +154,7 @@ def never_a_number(text: str) -> bool:
 
 
 def balanced(text: str) -> bool:
-    return text.count("(") == text.count(")")
+    return text.count("(") <= text.count(")")
 
 
 def tokens(text: str) -> Iterator[Token]:
