@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from selfloop.workflows.checks import problems
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import FailedRowsError, InputError
 from selfloop.workflows.flow.gold import graph_problems
+from selfloop.workflows.flow.keys import identity
 from selfloop.workflows.flow.setup import Setup
-from selfloop.workflows.flow.words import Words, label
+from selfloop.workflows.judges import base
 from selfloop.workflows.judges.trial import columns_read
 from selfloop.workflows.judges.verifiers import verifier
 from selfloop.workflows.report.show import show
@@ -92,8 +95,31 @@ def test_needs_are_the_columns_read_on_a_trial() -> None:
 
 def test_declared_reads_win_and_make_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = verifier(f"{NAME}:graded")
-    monkeypatch.setattr("selfloop.workflows.judges.base.columns_read", lambda _: pytest.fail("tried"))
+    monkeypatch.setattr(base, "columns_read", lambda _: pytest.fail("tried"))
     assert judge.needs == {"response"} and not judge.needs_answer and not judge.sees_answer
+
+
+def test_a_trial_leaves_no_trace_and_is_not_waited_for(tmp_path: Path) -> None:
+    def slow(row: Any) -> None:
+        (tmp_path / "begun").touch()
+        calls.append(row["response"])
+        time.sleep(60)
+
+    calls: list[str] = []
+    started = time.monotonic()
+    assert columns_read(slow, seconds=1.0) == {"prompt", "response", "answer"}  # not known
+    assert time.monotonic() - started < 30 and (tmp_path / "begun").exists() and calls == []
+    assert columns_read(lambda row: os._exit(3)) == {"prompt", "response", "answer"}
+
+
+def test_a_judge_is_tried_once_and_not_where_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(base, "columns_read", lambda verify: tried.append(verify) or frozenset({"response"}))
+    for _ in range(3):
+        assert verifier(f"{NAME}:length").needs == {"response"}
+    assert len(tried) == 1
+    monkeypatch.setattr(sys.modules[NAME].short, "trial", False, raising=False)
+    assert verifier(f"{NAME}:short").needs == {"prompt", "response", "answer"} and len(tried) == 1
 
 
 def test_a_judge_of_the_response_alone_needs_no_answers() -> None:
@@ -108,10 +134,10 @@ def test_a_judge_of_the_response_alone_needs_no_answers() -> None:
 
 
 def test_the_range_is_part_of_the_content_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    words, judge = Words(label), verifier(f"{NAME}:graded")
-    before = words.of(judge)
+    judge = verifier(f"{NAME}:graded")
+    before = identity(judge)
     monkeypatch.setattr(sys.modules[NAME].graded, "score_range", (0, 20))
-    assert words.of(judge) != before
+    assert identity(judge) != before
 
 
 def run_of(judge: str, tmp_path: Path, **more: Any) -> dict[str, Any]:
@@ -127,8 +153,8 @@ def test_scores_are_reported_as_scores(
     assert "heldout_score" in metrics and not any("accuracy" in name or "pass_at" in name for name in metrics)
     told = capsys.readouterr().out
     assert "have a mean score of" in told and "are right" not in told and "Done" not in told
-    screen = show(tmp_path / "run")
-    assert "Held-out score" in screen and "%" not in screen.split("Rows of")[0].replace("95 %", "")
+    curve = show(tmp_path / "run").partition("Held-out score")[2].partition("\n\n")[0]
+    assert "gain" in curve and "%" not in curve.replace("95 %", "")
 
 
 def test_right_and_wrong_are_reported_as_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,10 +170,7 @@ def test_right_and_wrong_are_reported_as_a_share(tmp_path: Path, capsys: pytest.
         ("far", r"score 11 is outside its range 0 to 10 in {name}:far, prompt [0-9a-f]{{16}} 'Say \d+\.'"),
     ],
 )
-def test_a_failed_verdict_shows_the_first_error(
-    judge: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("selfloop.workflows.flow.judging.PAUSES", (0.0,))
+def test_a_failed_verdict_shows_the_first_error(judge: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(FailedRowsError) as caught:
         run_of(judge, tmp_path)
     assert re.search(f"verdicts .score. failed.*The first: {said.format(name=NAME)}", str(caught.value))

@@ -79,7 +79,7 @@ class Graded(Verifier):
 
 @pytest.mark.parametrize("score", [-0.5, 10.5, float("nan"), float("inf")])
 def test_a_score_outside_the_declared_range_is_a_failed_verdict(score: float) -> None:
-    table = asyncio.run(JudgeRule(Graded(score=score)).run([ROWS], Context("judge", 1, 0)))
+    table = asyncio.run(JudgeRule(Graded(score=score)).run([ROWS], Context("judge", 1, 0, pauses=(0.0,))))
     assert table["score"].null_count == 3 and set(table["score_state"].to_pylist()) == {"failed"}
     text = table["score_judgements"].to_pylist()[0][0]["text"]
     assert f"score {score:g}" in text and "in Graded" in text
@@ -97,5 +97,13 @@ def test_a_parser_is_held_to_the_range_of_its_judge() -> None:
 
 
 def test_an_error_names_the_judge() -> None:
-    table = asyncio.run(JudgeRule(Broken()).run([ROWS], Context("judge", 1, 0)))
+    table = asyncio.run(JudgeRule(Broken()).run([ROWS], Context("judge", 1, 0, pauses=(0.0,))))
     assert table["score_judgements"].to_pylist()[2][0]["text"] == "ValueError: no in Broken"
+
+
+def test_what_is_no_number_fails_its_row_alone() -> None:
+    class Odd(GroupJudge):
+        def verify_group(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+            return ["yes" if row["response"] == "2" else 1 for row in rows]
+
+    assert verdicts(Odd()) == [(1.0, "score"), (None, "failed"), (1.0, "score")]

@@ -126,11 +126,16 @@ def verdict_of(score: float | None, text: str = "", judge: Judge | None = None) 
     if score is None:
         return Verdict(None, "abstain", text)
     lowest, highest = (judge.score_range if judge else None) or (-math.inf, math.inf)
-    if math.isfinite(score) and lowest <= score <= highest:
-        return Verdict(float(score), "score", text)
-    allowed = f"outside its range {lowest:g} to {highest:g}" if math.isfinite(score) else "no finite number"
+    try:
+        value = float(score)
+        shown = f"{value:g}"
+    except (TypeError, ValueError, OverflowError):  # user code gives what it likes
+        value, shown = math.nan, repr(score)[:40]
+    if math.isfinite(value) and lowest <= value <= highest:
+        return Verdict(value, "score", text)
+    allowed = f"outside its range {lowest:g} to {highest:g}" if math.isfinite(value) else "no finite number"
     by, of = f" in {named(judge)}" if judge else "", f", of: {text}" if text else ""
-    return Verdict(None, "failed", f"score {score:g} is {allowed}{by}{of}")
+    return Verdict(None, "failed", f"score {shown} is {allowed}{by}{of}")
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from selfloop.workflows.data.schema import Message, VerdictState
-from selfloop.workflows.judges.trial import columns_read
+from selfloop.workflows.judges.trial import ALL, columns_read
 
 __all__ = ["Comparison", "Figure", "GroupJudge", "Judge", "PromptJudge", "Verdict", "Verifier"]
 
@@ -22,6 +21,9 @@ Row = Mapping[str, Any]
 Figure = Literal["accuracy", "score", "seen"]
 """What the verdicts of a verifier add up to: a share of right answers; a mean score; or the one or the other, by whether
 all scores seen are 0 or 1."""
+
+
+TRIED: dict[tuple[type, str], frozenset[str]] = {}  # recipes may make a judge anew for every graph
 
 
 class Verdict(NamedTuple):
@@ -60,18 +62,23 @@ class Judge(BaseModel):
 
 
 class Verifier(Judge):
-    """A rule on one row. Raising means the verifier broke: the verdict is 'failed'."""
+    """A rule on one row. Raising means the verifier broke: the verdict is 'failed'.
+
+    trial: whether it may be tried before a run, on rows that are made up and on the first prompts.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ()
+    trial: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset(self.reads) or self.tried
-
-    @cached_property
-    def tried(self) -> frozenset[str]:
-        """What `verify` reads of a few rows that are made up for it."""
-        return columns_read(self.verify)
+        """The declared `reads`, else what `verify` reads of a few rows that are made up for it; tried once a process."""
+        if self.reads or not self.trial:
+            return frozenset(self.reads) or ALL
+        known = (type(self), repr(self))
+        if known not in TRIED:
+            TRIED[known] = columns_read(self.verify)
+        return TRIED[known]
 
     @property
     def sees_answer(self) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from selfloop.workflows.data.schema import assistant
 
-__all__ = ["columns_read"]
+__all__ = ["ALL", "columns_read"]
 
+SECONDS = 5.0
 ALL = frozenset({"prompt", "response", "answer"})
 RESPONSES = ("42", "6 x 7 = 42. The answer is \\boxed{42}.", "")  # rules often turn off at an empty one
 ROW: dict[str, Any] = {
@@ -56,12 +59,36 @@ class Watched(Mapping[str, Any]):
         return len(self.row)
 
 
-def columns_read(verify: Callable[[Mapping[str, Any]], Any]) -> frozenset[str]:
-    """The columns that `verify` reads of any trial row until it returns or raises, the response among them."""
+def columns_read(verify: Callable[[Mapping[str, Any]], Any], seconds: float = SECONDS) -> frozenset[str]:
+    """The columns that `verify` reads of any trial row until it returns or raises, the response among them.
+
+    It runs in a process of its own, so that it leaves no trace in this one. Where that does not end within `seconds`, or
+    dies, what it reads is not known, and prompt, response and answer count.
+    """
+    here, there = multiprocessing.Pipe(duplex=False)
+    # A fork has the user's modules already; this is asked first before Ray, torch and their threads are there.
+    process = multiprocessing.get_context("fork").Process(target=watch, args=(verify, there), daemon=True)
+    process.start()
+    there.close()
+    try:
+        return here.recv() if here.poll(seconds) else ALL
+    except EOFError:
+        return ALL
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+
+
+def watch(verify: Callable[[Mapping[str, Any]], Any], there: Any) -> None:
+    """The trial in its own process. What the code prints is not for the screen."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
     seen = {"response"}
     for response in RESPONSES:
         row = Watched({**ROW, "response": response, "completion": assistant(response)})
         with contextlib.suppress(Exception):  # the user's own code: made-up rows may not suit it
             verify(row)
         seen |= ALL if row.copied else row.seen
-    return frozenset(seen)
+    there.send(frozenset(seen))

@@ -102,9 +102,9 @@ class Math(AnswerVerifier):
 class FunctionVerifier(Verifier):
     """A user's function of one row: a score (True and False count as 1 and 0), or None to abstain.
 
-    Two attributes of the function declare what a class declares: `check.reads = ("response",)`, the columns that its
-    rows must have, without which three made-up rows show them; and `check.score_range = (0, 10)`, without which any
-    finite number is a score. Declared scores are reported as scores, undeclared ones if any is neither 0 nor 1.
+    Attributes of the function declare what a class declares: `check.reads = ("response",)`, the columns that its rows must
+    have, without which three made-up rows show them; `check.score_range = (0, 10)`, without which any finite number is a
+    score; `check.trial = False`. Declared scores are reported as scores, undeclared ones if any is neither 0 nor 1.
     """
 
     extract: ClassVar[Extract] = "text"
@@ -113,6 +113,10 @@ class FunctionVerifier(Verifier):
     @property
     def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return tuple(getattr(resolve(self.path), "reads", ()))
+
+    @property
+    def trial(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return getattr(resolve(self.path), "trial", True) is not False
 
     @property
     def score_range(self) -> tuple[float, float] | None:  # pyright: ignore[reportIncompatibleVariableOverride]

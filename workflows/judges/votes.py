@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from selfloop.workflows.judges.answers import Extract, canonical, equivalent, extract_answer
+from selfloop.workflows.judges.answers import Extract, as_number, canonical, equivalent, extract_answer
 from selfloop.workflows.judges.base import GroupJudge, Row
 
 __all__ = ["MajorityVote", "VoteJudge", "VoteShare", "are_numbers", "voted"]
@@ -28,14 +27,7 @@ def voted(row: Row, extract: Extract) -> str | None:
 
 def are_numbers(answers: Sequence[str]) -> bool:
     """Whether most of these text answers are numbers, so that 18 and 18.00 are two votes."""
-    found = 0
-    for answer in answers:
-        try:
-            Fraction(canonical(answer, "number"))
-        except ValueError:
-            continue
-        found += 1
-    return 2 * found > len(answers)
+    return 2 * sum(as_number(answer) is not None for answer in answers) > len(answers)
 
 
 class VoteJudge(GroupJudge):
