@@ -211,8 +211,11 @@ class Letters:
         parts = [text] if isinstance(text, str) else [f"{one['role']}:{one['content']}" for one in text]
         return [ord(letter) for part in parts for letter in part]
 
-    def encode_response(self, text: str) -> list[int]:
-        return [*self.encode(text), self.eos_token_id]
+    def encode_response(self, text: str, ended: bool = True) -> list[int]:
+        return [*self.encode(text), self.eos_token_id] if ended else self.encode(text)
+
+    def without_end(self, text: str) -> str:
+        return text
 
     def token(self, label: str) -> int:
         return ord(label[:1] or " ")
