@@ -201,6 +201,7 @@ class Letters:
 
     hash = "trial"
     eos_token_id = 0
+    ends = frozenset({0})
 
     @property
     def tokenizer(self) -> Letters:
@@ -213,6 +214,9 @@ class Letters:
 
     def encode_response(self, text: str, ended: bool = True) -> list[int]:
         return [*self.encode(text), self.eos_token_id] if ended else self.encode(text)
+
+    def text(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def without_end(self, text: str) -> str:
         return text

@@ -59,7 +59,7 @@ class Script:
 
     def __call__(self, prompt_ids: Sequence[int], seed: int, version: int) -> str:
         answer = self.answers.get(tuple(prompt_ids))
-        return f"It is fair.\nScore: {seed % 6}" if answer is None else self.reply(answer, seed, version)
+        return f"Score: {seed % 6}" if answer is None else self.reply(answer, seed, version)
 
 
 def pocket_config(recipe: str, settings: dict[str, Any] | None = None, **more: Any) -> Config:
