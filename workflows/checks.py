@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from selfloop.workflows.checks_data import DataFacts, Scan, check_data
-from selfloop.workflows.checks_machine import check_folder, check_machine, check_packages, check_space
+from selfloop.workflows.checks_machine import (
+    check_folder,
+    check_machine,
+    check_packages,
+    check_space,
+    told_changes,
+)
 from selfloop.workflows.checks_model import ModelFacts, check_model
 from selfloop.workflows.config import Config, Draft
 from selfloop.workflows.errors import InputError
@@ -35,12 +41,15 @@ def problems(config: Config, run_dir: Path | None = None) -> list[str]:
     return inspect(Draft(config=config, problems=[]), run_dir).problems
 
 
-def inspect(draft: Draft, run_dir: Path | None = None) -> Findings:
-    """Everything that is wrong with a config as far as it could be read, in the order of the config."""
+def inspect(draft: Draft, run_dir: Path | None = None, changed_data: bool = False) -> Findings:
+    """Everything that is wrong with a config as far as it could be read, in the order of the config.
+
+    changed_data: the user agrees to rows that changed under the run in this folder.
+    """
     found = Findings(list(draft.problems))
     if draft.config is None:
         return found
-    config, broken = draft.config, draft.broken
+    config, broken, held = draft.config, draft.broken, held_by(run_dir)
     touched = {key.split(".")[0] for key in broken}
     if "model" not in touched:
         found.parameters = take(found, check_model(config)).parameters
@@ -51,10 +60,10 @@ def inspect(draft: Draft, run_dir: Path | None = None) -> Findings:
         data = take(found, check_data(config, broken))
     found.scans = data.scans
     if not draft.problems and not data.problems:
-        check_graph(config, found)
+        check_graph(config, found, run_dir if held and not changed_data else None)
     found.problems += check_reuse(config)
     if not touched & {"generator", "trainer", "placement"}:
-        found.problems += check_machine(config)
+        found.problems += check_machine(config, held.get("resolved", {}).get("device"))
         found.problems += check_packages(config)
     if run_dir is not None:
         whole = not draft.problems
@@ -62,6 +71,8 @@ def inspect(draft: Draft, run_dir: Path | None = None) -> Findings:
         found.problems += blocked
         if not blocked and "iterations" not in broken:
             found.problems += check_space(config, run_dir, found.parameters)
+        if whole and not blocked:
+            found.notes += told_changes(config, run_dir)
     found.problems = list(dict.fromkeys(found.problems))
     return found
 
@@ -75,8 +86,19 @@ def take(found: Findings, facts: Facts) -> Facts:
     return facts
 
 
-def check_graph(config: Config, found: Findings) -> None:
-    """The lint of the recipe's graphs, which needs the prompts: the run does it where these are many or elsewhere."""
+def held_by(run_dir: Path | None) -> dict[str, Any]:
+    """What config.json of a run folder holds; empty without one, and for a broken one, of which `check_folder` tells."""
+    try:
+        return RunFolder(run_dir).record() if run_dir is not None else {}
+    except (InputError, ValueError):
+        return {}
+
+
+def check_graph(config: Config, found: Findings, run_dir: Path | None) -> None:
+    """The lint of the recipe's graphs, and whether the rows are still those of the run that goes on in this folder.
+
+    Both need the prompts: the run does it where these are many or elsewhere."""
+    from selfloop.workflows.flow.going_on import refuse_changed_data
     from selfloop.workflows.flow.gold import graph_problems
     from selfloop.workflows.flow.setup import Setup
 
@@ -85,7 +107,10 @@ def check_graph(config: Config, found: Findings) -> None:
         return
     try:
         found.graph_checked = True
-        found.problems += graph_problems(Setup(config))
+        setup = Setup(config)
+        found.problems += graph_problems(setup)
+        if run_dir is not None:
+            found.problems += refuse_changed_data(setup, RunFolder(run_dir), agreed=False)
     except InputError as error:
         found.problems.append(str(error))
 

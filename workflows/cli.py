@@ -41,6 +41,9 @@ RunDir = Annotated[
     Path | None, typer.Option("--run-dir", help="the run folder; default runs/<name of the config>")
 ]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, e.g. runs/quickstart")]
+ChangedData = Annotated[
+    bool, typer.Option("--changed-data", help="go on although rows of a source have changed")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -55,11 +58,15 @@ def run(
     overrides: Overrides = None,
     run_dir: RunDir = None,
     again: Annotated[
-        bool, typer.Option("--again", help="rename a finished run of this folder aside first")
+        bool,
+        typer.Option(
+            "--again", help="rename a finished run of this folder, or one of another config, aside first"
+        ),
     ] = False,
+    changed_data: ChangedData = False,
     debug: Debug = False,
 ) -> None:
-    """Run a config. On the folder of the same config it goes on where it stopped."""
+    """Run a config. On the folder of the same config it goes on where it stopped, also with other resources."""
     from selfloop.workflows.config import read_config
 
     with outcomes(debug):
@@ -68,41 +75,35 @@ def run(
         draft = read_config(config, overrides)
         if again and draft.config is not None:
             set_aside(draft.config, folder)
-        found = checked(draft, folder)
+        found = checked(draft, folder, changed_data)
     assert draft.config is not None
-    start(draft.config, folder, found.notes, debug)
+    start(draft.config, folder, found.notes, debug, changed_data)
 
 
 @app.command()
 def resume(
     run: Run,
-    iterations: Annotated[
-        str | None, typer.Argument(metavar="[iterations=N]", help="extend the run to N iterations")
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY.SUB=VALUE]...",
+            help="iterations=N to extend the run, or other resources, e.g. generator.replicas=4",
+        ),
     ] = None,
+    changed_data: ChangedData = False,
     debug: Debug = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, or extend a finished one."""
-    from selfloop.workflows.config import Draft
+    """Go on with a run that was stopped or killed, also with other resources, or extend a finished one."""
+    from selfloop.workflows.config_file import read_again
     from selfloop.workflows.report.show import open_config
 
     with outcomes(debug):
-        folder, config = open_config(go_to_start(run), **extension(iterations))
+        folder, config = open_config(go_to_start(run))
         say(f"Run folder: {folder}")
-        found = checked(Draft(config=config, problems=[]), folder)
-    start(config, folder, found.notes, debug)
-
-
-def extension(given: str | None) -> dict[str, int]:
-    """`iterations=5` as a change of the config; nothing else may change in a run that goes on."""
-    if given is None:
-        return {}
-    name, _, number = given.partition("=")
-    if name != "iterations" or not number.isdigit():
-        raise InputError(
-            f"resume takes iterations=N and no other change, and was given {given}: the rows of a run belong to one config. "
-            "Start another run for other settings"
-        )
-    return {"iterations": int(number)}
+        draft = read_again(config, overrides or [], f"{folder}/config.json")
+        found = checked(draft, folder, changed_data)
+    assert draft.config is not None
+    start(draft.config, folder, found.notes, debug, changed_data)
 
 
 @app.command()
@@ -247,13 +248,14 @@ def go_to_start(run: str) -> str:
 
 def set_aside(config: Config, folder: Path) -> None:
     """Rename a run that is finished, or of another config, to the next free NAME-1, NAME-2, …"""
-    from selfloop.workflows.store.run import RunFolder, differences
+    from selfloop.workflows.store.changes import changes
+    from selfloop.workflows.store.run import RunFolder
 
     there = RunFolder(folder)
     held = there.config()
-    if held is None:
+    if held is None or not there.committed():
         return
-    if there.completed() < config.iterations and not differences(held, config.model_dump(mode="json")):
+    if there.completed() < config.iterations and not changes(held, config.model_dump(mode="json")).refused:
         return  # stopped on its way: it goes on
     there.lock()  # not from under a driver that works on it
     there.close()
@@ -264,17 +266,17 @@ def set_aside(config: Config, folder: Path) -> None:
     say(f"The earlier run is now {free}")
 
 
-def checked(draft: Draft, folder: Path) -> Findings:
+def checked(draft: Draft, folder: Path, changed_data: bool = False) -> Findings:
     """The findings of a config without problems; raises InputError with all of these."""
     from selfloop.workflows.checks import inspect
 
-    found = inspect(draft, folder)
+    found = inspect(draft, folder, changed_data)
     if found.problems:
         raise InputError.of(found.problems)
     return found
 
 
-def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
+def start(config: Config, folder: Path, notes: list[str], debug: bool, changed_data: bool = False) -> None:
     """Run a checked config."""
     from selfloop.workflows.config_file import find_recipe
     from selfloop.workflows.report.console import Console
@@ -299,7 +301,7 @@ def start(config: Config, folder: Path, notes: list[str], debug: bool) -> None:
         console.earlier(read_metrics(folder))
         from selfloop.workflows.flow.loop import run as run_loop
 
-        run_loop(config, folder, console)
+        run_loop(config, folder, console, changed_data)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ All of them pickle (they cross Ray), because each is built from one string.
 from __future__ import annotations
 
 __all__ = [
+    "ClusterError",
     "EngineError",
     "FailedRowsError",
     "InputError",
@@ -35,6 +36,10 @@ class InputError(SelfloopError):
             return cls(problems[0])
         lines = "\n".join(f"  {number}. {text}" for number, text in enumerate(problems, 1))
         return cls(f"{len(problems)} problems were found:\n{lines}")
+
+
+class ClusterError(SelfloopError):
+    """Ray itself ended under a run. Its own way of ending would wait for what is gone: the process should just end."""
 
 
 class EngineError(SelfloopError):

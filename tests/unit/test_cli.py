@@ -39,7 +39,9 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path]]:
     from selfloop.workflows.flow import loop
 
     calls: list[tuple[Config, Path]] = []
-    monkeypatch.setattr(loop, "run", lambda config, folder, console: calls.append((config, folder)))
+    monkeypatch.setattr(
+        loop, "run", lambda config, folder, console, changed_data: calls.append((config, folder))
+    )
     return calls
 
 
@@ -141,9 +143,9 @@ def test_in_a_ray_job_a_folder_must_be_named(
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, made: bool = True) -> Result:
     from selfloop.workflows.flow import loop
 
-    def run(config: Config, folder: Path, console: Any) -> None:
+    def run(config: Config, folder: Path, console: Any, changed_data: bool) -> None:
         if made:
-            folder.mkdir(parents=True)
+            RunFolder(folder).open(config.model_dump(mode="json"))
         raise error
 
     monkeypatch.setattr(loop, "run", run)
@@ -176,7 +178,9 @@ def test_errors_of_actors_are_unwrapped(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unexpected_errors_name_their_type(monkeypatch: pytest.MonkeyPatch) -> None:
     result = fail_with(ValueError("odd"), monkeypatch, made=False)
     assert result.exit_code == 1
-    assert result.stderr == "Failed: ValueError: odd\n  traceback:   run again with --debug\n"
+    first, log, rest = result.stderr.splitlines()
+    assert first == "Failed: ValueError: odd" and rest.startswith("  Nothing was committed")
+    assert "ValueError: odd" in Path(log.removeprefix("  traceback:   ")).read_text()
     result = fail_with(
         ValueError("ray::Rank.run()\n  File …\n  File …\nKeyError: 'x'\n"), monkeypatch, made=False
     )

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.going_on import refuse_changed_data, take_data
 from selfloop.workflows.flow.gold import graph_problems
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job, Meta, Place
@@ -27,18 +28,18 @@ class Runtime(Protocol):
     def run(self, graph: Graph) -> Outcome: ...
 
 
-def run(config: Config, run_dir: str | Path, console: Console | None = None) -> list[dict[str, Any]]:
+def run(
+    config: Config, run_dir: str | Path, console: Console | None = None, changed_data: bool = False
+) -> list[dict[str, Any]]:
     """Run (or go on with) a run in its folder over Ray. Returns the metrics of every iteration.
 
-    Raises the typed errors of `selfloop.workflows.errors`; the folder can be resumed after any of them.
+    changed_data: go on although rows of a source changed. Raises the typed errors of `selfloop.workflows.errors`; the
+    folder can be resumed after any of them, unless it was a start that committed nothing: then it is as it was before.
     """
-    from selfloop.workflows.flow.ray_runtime import ray_runtime
-
-    setup = Setup(config)
-    problems = [*unbuilt(config), *graph_problems(setup)]
+    setup, folder = Setup(config), RunFolder(run_dir)
+    problems = [*unbuilt(config), *graph_problems(setup), *refuse_changed_data(setup, folder, changed_data)]
     if problems:
         raise InputError.of(problems)
-    folder = RunFolder(run_dir)
     going_on = folder.open(config.model_dump(mode="json"))
     console = console or Console(config.iterations)
     with console:
@@ -46,12 +47,23 @@ def run(config: Config, run_dir: str | Path, console: Console | None = None) -> 
             if going_on and folder.completed() >= config.iterations:
                 console.line(f"This run is finished: {config.iterations} iterations are in {folder.path}.")
                 return read_metrics(folder.path)
-            with ray_runtime(setup, folder, console) as (runtime, job):
-                history = loop(setup, folder, runtime, job, console)
-            console.done(folder.path)
-            return history
+            return run_over_ray(setup, folder, console)
+        except Exception:
+            if not going_on and not folder.committed():
+                folder.undo()
+            raise
         finally:
             folder.close()
+
+
+def run_over_ray(setup: Setup, folder: RunFolder, console: Console) -> list[dict[str, Any]]:
+    from selfloop.workflows.flow.ray_runtime import ray_runtime
+
+    take_data(setup, folder)
+    with ray_runtime(setup, folder, console) as (runtime, job):
+        history = loop(setup, folder, runtime, job, console)
+    console.done(folder.path)
+    return history
 
 
 def unbuilt(config: Config) -> list[str]:
@@ -76,7 +88,7 @@ def loop(
         for index in range(last + 1, config.iterations + 1):
             graph = setup.planner.graph(index)
             started = time.monotonic()
-            job.progress = Progress(console)
+            job.progress, job.say = Progress(console), console.line
             folder.event("iteration", iteration=index)
             outcome = runtime.run(graph)
             roles = job.settle(graph)
@@ -205,4 +217,5 @@ def make_job(setup: Setup, folder: RunFolder, versions: dict[str, Any]) -> Job:
     return Job(
         folder, config.seed, config.batch_size, setup.sources, config.max_failed_rows, versions=versions,
         reuse=RunFolder(config.reuse) if config.reuse else None, graph_of=setup.planner.graph,
+        hashes=setup.hashes,
     )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.errors import InputError
@@ -12,6 +14,7 @@ from selfloop.workflows.flow.job import Job, Place
 from selfloop.workflows.flow.ops import Summary
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.reuse import take_node
+from selfloop.workflows.store.changes import differences
 
 __all__ = ["PART_ROWS", "Runner"]
 
@@ -45,7 +48,9 @@ class Runner:
         inputs = {source.node.name: source.key for source in flow.inputs}
         if not all(inputs.values()):
             return
-        flow.key = self.job.key(flow.node, self.graph, inputs)
+        now = self.job.under(flow.node)
+        flow.made = flow.made or [now]
+        flow.key = self.job.key(flow.node, self.graph, inputs, flow.made)
         if flow.written and flow.written != flow.key:
             raise InputError(
                 f"the rows of node {flow.node.name!r} of iteration {self.graph.iteration} were made by other code or other "
@@ -53,6 +58,12 @@ class Runner:
                 "Go on with the versions in environment.json, or start another run with reuse=<this run>, which takes what still "
                 "matches"
             )
+        ended = flow.complete or (flow.total is not None and len(flow.stored) >= flow.total)
+        if (
+            flow.made[-1] != now and not ended
+        ):  # a part of it was made under other settings, the rest is made under these
+            flow.made = [*flow.made, now]
+            flow.key = self.job.key(flow.node, self.graph, inputs, flow.made)
         if not flow.complete and take_node(self.job, self.graph, flow):
             self.restore(flow)
             self.report(flow)
@@ -67,6 +78,7 @@ class Runner:
             self.job.folder.event("incomplete", iteration=self.graph.iteration, node=flow.node.name)
             return  # a part of it is gone: what is missing is made again
         flow.complete, flow.written = True, entry["key"] if manifest["format"] >= 3 else ""
+        flow.made = entry.get("made", [])
         if flow.node.training is None:
             self.outcome.counts[flow.node.name] = entry
         else:
@@ -84,7 +96,7 @@ class Runner:
         counted = {**flow.counted, "rows": flow.counted.get("rows", 0)}
         self.job.check_failures(flow.node.name, counted, done=True)
         entry = {
-            "key": flow.key,
+            **flow.about,
             "batches": count,
             **counted,
             "parts": flow.parts,
@@ -96,6 +108,24 @@ class Runner:
             self.outcome.read_summary(flow.stored)
         self.report(flow)
 
+    def drop_steps(self, flow: Flow, work: dict[str, Any]) -> None:
+        """Drop a step checkpoint that ranks of other settings left: the steps after it would be of another training."""
+        for path in sorted(Path(work["step_dir"]).glob("step-*/state.json")):
+            held = json.loads(path.read_text(encoding="utf-8"))
+            now = self.job.under(flow.node)
+            other = [
+                line for line in differences(held.get("made", now), now) if line.partition(" ")[0] in now
+            ]
+            if other:
+                node, step = flow.node.name, held["step"]
+                shutil.rmtree(work["step_dir"], ignore_errors=True)
+                self.job.folder.event("dropped", iteration=self.graph.iteration, node=node, step=step)
+                self.job.say(
+                    f"Node {node} begins its training again: its checkpoint of step {step} is dropped, because "
+                    f"{'; '.join(other)}."
+                )
+                return
+
     def finish_training(self, flow: Flow, result: Any) -> None:
         """A model was made: note where it is, so that nodes which wait for it may run."""
         work = self.job.train_work(flow.node, self.graph)
@@ -104,7 +134,13 @@ class Runner:
         flow.complete = True
         self.job.trained(flow.node, self.graph, made)
         model = made.entry(self.job.folder)
-        entry = {"key": flow.key, "steps": result.steps, "model": model, "metrics": result.metrics}
+        entry = {
+            "key": flow.key,
+            "made": flow.made,
+            "steps": result.steps,
+            "model": model,
+            "metrics": result.metrics,
+        }
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
         shutil.rmtree(work["step_dir"], ignore_errors=True)
         self.job.folder.event(
