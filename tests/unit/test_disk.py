@@ -74,7 +74,7 @@ def test_an_append_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
 def test_other_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:
     denied = PermissionError(errno.EACCES, "Permission denied")
     with (
-        pytest.raises(StoreError, match="rows could not be written to .*: Permission denied"),
+        pytest.raises(StoreError, match=r"rows could not be written to .*: Permission denied"),
         storing(tmp_path, "rows"),
     ):
         raise denied
