@@ -148,8 +148,9 @@ def told_changes(config: Config, run_dir: Path) -> Iterator[str]:
     changed = changes(folder.config() or {}, config.model_dump(mode="json"))
     if not folder.committed() or changed.refused:
         return
-    if changed.free:
-        yield f"the run goes on with other settings that do not change what it makes: {'; '.join(changed.free)}"
+    other = [line for line in changed.free if not line.startswith("iterations ")]
+    if other:
+        yield f"the run goes on with other settings that do not change what it makes: {'; '.join(other)}"
     if changed.noted:
         yield (
             f"{'; '.join(changed.noted)}: what is made from here on may differ in its last bits from what an undisturbed run "

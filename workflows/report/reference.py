@@ -28,11 +28,14 @@ On the folder of the same config it goes on; `--again` renames a finished run, o
 `selfloop resume FOLDER [KEY.SUB=VALUE]...` goes on with a folder's own config, from any folder, and is the way to extend a run
 (`iterations=N`).
 
-A run that goes on, by either command, may change {free}: these change neither rows nor weights (nodes that were started
-keep their `batch_size`). It may also change {noted}, and says that what is made from then on may differ in its last bits;
-`made` in the manifest says under which of them each node was made. Every other key is refused, and the device and precision that
-the run began with (`resolved` in `config.json`) are kept. Rows of a source that changed under a run are told, and need
-`--changed-data`.
+A run that goes on, by either command, may change these keys, which change neither rows nor weights (nodes that were started
+keep their `batch_size`): {free}.
+
+It may also change these, and says that what is made from then on may differ in its last bits (`made` in the manifest says
+under which of them each node was made): {noted}.
+
+Every other key is refused. The device and precision that the run began with (`resolved` in `config.json`) are kept. Rows of a
+source that changed under a run are told, and need `--changed-data`.
 
 Exit status: 0 done, 1 failed (the traceback is in `error.log` of the run folder, or shown with `--debug`), 2 bad input, 130
 stopped by Ctrl-C or SIGTERM.
@@ -47,7 +50,8 @@ FILES = """## The run folder
 
 | file | what it is |
 | --- | --- |
-| `config.json`, `environment.json` | the whole config, the device and precision it found, a hash of the rows of each source; packages, processor, and the folder that the run was started in |
+| `config.json` | the whole config; the device and precision that the run began with; a hash of the rows of each source |
+| `environment.json` | packages, processor, and the folder that the run was started in |
 | `metrics.jsonl`, `tensorboard/` | a line an iteration; 0 is the initial policy |
 | `events.jsonl` | what happened when and where: batches, commits, publishes, deaths |
 | `error.log` | tracebacks of failed commands; of a start that committed nothing it is in the folder for temporary files |
