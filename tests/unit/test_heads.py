@@ -104,8 +104,13 @@ def test_a_new_reward_model_starts_at_ln_2_and_learns(trainer: TrainerRank, star
 
 
 def test_equal_answers_with_opposite_labels_stay_at_ln_2(trainer: TrainerRank, start: str, tmp_path: Path):
+    """Each pair once in either order: what one pulls, the other pulls back."""
     rows = pair_rows(8).drop_columns(["weight"])
-    rows = rows.set_column(rows.schema.get_field_index("rejected_ids"), "rejected_ids", rows["chosen_ids"])
+    sides = [rows[name].to_pylist() for name in ("chosen_ids", "rejected_ids", "prompt_ids")]
+    turned = [sides[0][:4] + sides[1][:4], sides[1][:4] + sides[0][:4], sides[2][:4] * 2]
+    for name, values in zip(("chosen_ids", "rejected_ids", "prompt_ids"), turned, strict=True):
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, name, pa.array(values, rows.schema.field(name).type))
     result = trainer.train(head_work(tmp_path, start, BradleyTerry(), rows, epochs=3))
     assert [line["loss"] for line in result.curve] == pytest.approx([math.log(2)] * 3, abs=1e-6)
     assert result.curve[-1]["grad_norm"] == pytest.approx(0, abs=1e-6)
