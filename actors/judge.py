@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.job import count_batch, split_groups, whole_groups
+from selfloop.workflows.flow.job import Meta, count_batch, split_groups, whole_groups
 from selfloop.workflows.flow.ops import Context, Op
 from selfloop.workflows.store.parts import Part, Rows, packed, read_batches, write_part
 
@@ -49,8 +49,8 @@ class Worker:
         }
 
     def write(
-        self, folder: str, number: int, first: int, batches: list[dict[str, Any]], key: str, *tables: Rows
+        self, folder: str, number: int, first: int, batches: list[Meta], about: Meta, *tables: Rows
     ) -> tuple[Part, str]:
         """Commit consecutive batches as one part; returns it with the checksum of its file."""
-        part = write_part(folder, number, first, read_batches(tables), batches, key)
+        part = write_part(folder, number, first, read_batches(tables), batches, about)
         return part, hashlib.sha256(Path(part.path).read_bytes()).hexdigest()[:16]

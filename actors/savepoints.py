@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from selfloop.actors import trainstate
 from selfloop.actors.adapters import STEM, exported, write_config
 from selfloop.actors.heads import head_settings
-from selfloop.actors.trainstate import commit_folder, temporary, write_json, write_tensors
-from selfloop.workflows.errors import TrainerError
+from selfloop.actors.trainstate import commit_folder, half_written, temporary, write_json, write_tensors
+from selfloop.workflows.errors import StoreError
+from selfloop.workflows.store.changes import made_under
+from selfloop.workflows.store.disk import storing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +43,8 @@ class Progress:
 
 def work_key(spec: TrainerSpec, work: TrainWork, task: Trainable) -> str:
     """Names the work, so that a step checkpoint of other work is not taken up."""
-    shared = {
-        name: value for name, value in asdict(spec).items() if name not in ("model", "checkpoint_steps")
-    }
+    free = ("model", "checkpoint_steps", "gradient_checkpointing")
+    shared = {name: value for name, value in asdict(spec).items() if name not in free}
     plan, examples = task.plan, task.examples
     about = [shared, work.role, work.version, work.optimizer, work.head, work.lr, work.span, plan.batch_size,
              plan.epochs, plan.seed, type(work.objective).__name__, work.objective.model_dump(mode="json")]  # fmt: skip
@@ -77,12 +79,20 @@ def save_step(work: TrainWork, task: Trainable, progress: Progress) -> None:
     """A step checkpoint, whole or not at all; the one before goes."""
     if work.step_dir:
         final = Path(work.step_dir) / f"step-{progress.step:06d}"
-        about = {"key": progress.key, "step": progress.step, "curve": progress.curve}
+        made = made_under(asdict(task.model.spec))
+        about = {"key": progress.key, "step": progress.step, "curve": progress.curve, "made": made}
         if not progress.scored:
-            alone(task.ranks, lambda: trainstate.save_scores(final.parent, task.examples.values))
+            values = task.examples.values
+            scores = sum(value.nbytes for value in values.values())
+            alone(
+                task.ranks,
+                lambda: trainstate.save_scores(final.parent, values),
+                final.parent / "scores",
+                scores,
+            )
             progress.scored = True
         _write_state(final, task, about, masters=True, moments=True)
-        alone(task.ranks, lambda: trainstate.drop_steps(final))
+        alone(task.ranks, lambda: trainstate.drop_steps(final), final)
 
 
 def save(spec: TrainerSpec, work: TrainWork, task: Trainable) -> dict[str, str]:
@@ -102,21 +112,23 @@ def save(spec: TrainerSpec, work: TrainWork, task: Trainable) -> dict[str, str]:
         receipt.update(trainstate.write_checkpoint(work.start, path, iter(tensors), sizes, settings))
         commit_folder(path, work.out)
 
-    alone(task.ranks, write)
+    alone(task.ranks, write, Path(work.out), sum(sizes.values()))
     return task.ranks.first(receipt)
 
 
-def alone(ranks: Ranks, write: Callable[[], Any]) -> None:
-    """Let the first rank write; all ranks learn how it went."""
-    error: TrainerError | None = None
+def alone(ranks: Ranks, write: Callable[[], Any], final: Path, needed: int = 0) -> None:
+    """Let the first rank write a folder of `needed` bytes; all ranks learn how it went. What is half written goes."""
+    error: StoreError | None = None
     if ranks.rank == 0:
         try:
-            write()
-        except OSError as met:
-            error = TrainerError(
-                f"the trainer cannot write its checkpoint: {met}. Free space or mend the folder's permissions, then "
-                "resume: nothing half written is left under its final name"
-            )
+            with storing(final, "a checkpoint", needed):
+                try:
+                    write()
+                except Exception:
+                    shutil.rmtree(half_written(final), ignore_errors=True)  # it fills the disk
+                    raise
+        except StoreError as met:
+            error = met
     ranks.agree(error)
 
 
@@ -147,7 +159,7 @@ def _write_state(
         write_json(path / "state.json", about)
         commit_folder(path, final)
 
-    alone(task.ranks, write)
+    alone(task.ranks, write, final, sum(t.nbytes for tensors in groups.values() for _, t in tensors))
 
 
 def _on_first(ranks: Ranks, tensors: Iterator[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:

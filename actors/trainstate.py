@@ -20,6 +20,7 @@ from torch import Tensor
 
 from selfloop.actors.weights import tensor_hash
 from selfloop.workflows.errors import TrainerError
+from selfloop.workflows.store.disk import sync_folder
 
 __all__ = ["Folder", "commit_folder", "fingerprint", "temporary", "write_checkpoint", "write_tensors"]
 
@@ -63,10 +64,15 @@ def fingerprint(*paths: str | None) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def half_written(final: str | Path) -> Path:
+    """Where `temporary` makes its folder."""
+    final = Path(final)
+    return final.with_name(f".{final.name}.tmp")
+
+
 def temporary(final: str | Path) -> Path:
     """An empty folder beside `final` under a temporary name."""
-    final = Path(final)
-    path = final.with_name(f".{final.name}.tmp")
+    path = half_written(final)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
@@ -83,9 +89,11 @@ def commit_folder(path: Path, final: str | Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
         path.rename(final)
+        sync_folder(final.parent)
         shutil.rmtree(old, ignore_errors=True)
     else:
         path.rename(final)
+        sync_folder(final.parent)
 
 
 def write_tensors(

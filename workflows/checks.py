@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from selfloop.workflows.checks_data import DataFacts, Scan, check_data
-from selfloop.workflows.checks_machine import check_folder, check_machine, check_packages, check_space
+from selfloop.workflows.checks_machine import (
+    check_folder,
+    check_machine,
+    check_packages,
+    check_space,
+    told_changes,
+)
 from selfloop.workflows.checks_model import ModelFacts, check_model
 from selfloop.workflows.checks_trial import Tried, try_code
 from selfloop.workflows.config import Config, Draft
@@ -45,7 +51,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
     found = Findings(list(draft.problems))
     if draft.config is None:
         return found
-    config, broken = draft.config, draft.broken
+    config, broken, held = draft.config, draft.broken, held_by(run_dir)
     touched = {key.split(".")[0] for key in broken}
     model = ModelFacts()
     if "model" not in touched:
@@ -58,11 +64,12 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
         data = take(found, check_data(config, broken))
     found.scans = data.scans
     if not draft.problems and not data.problems:
-        check_graph(config, found, None if model.problems else model.folder)
+        model_folder = None if model.problems else model.folder
+        check_graph(config, found, model_folder, run_dir if held and not confirmed else None)
     found.problems += check_reuse(config)
     found.notes += earlier_readings(config, run_dir)
     if not touched & {"generator", "trainer", "placement"}:
-        found.problems += check_machine(config)
+        found.problems += check_machine(config, held.get("resolved", {}).get("device"))
         found.problems += check_packages(config)
     if run_dir is not None:
         whole = not draft.problems
@@ -70,6 +77,8 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
         found.problems += blocked
         if not blocked and "iterations" not in broken:
             found.problems += check_space(config, run_dir, found.parameters)
+        if whole and not blocked:
+            found.notes += told_changes(config, run_dir)
     found.problems = list(dict.fromkeys(found.problems))
     return found
 
@@ -83,10 +92,20 @@ def take(found: Findings, facts: Facts) -> Facts:
     return facts
 
 
-def check_graph(config: Config, found: Findings, model: Path | None) -> None:
-    """The lint of the recipe's graphs and a look at the rows, which need the prompts: the run does it where these are many or
-    elsewhere. model: its folder, if it is here and in order."""
+def held_by(run_dir: Path | None) -> dict[str, Any]:
+    """What config.json of a run folder holds; empty without one, and for a broken one, of which `check_folder` tells."""
+    try:
+        return RunFolder(run_dir).record() if run_dir is not None else {}
+    except (InputError, ValueError):
+        return {}
+
+
+def check_graph(config: Config, found: Findings, model: Path | None, run_dir: Path | None) -> None:
+    """The lint of the recipe's graphs, a look at the rows, and whether these are still those of the run that goes on in
+    run_dir. All need the prompts: the run does it where these are many or elsewhere. model: its folder, if it is here and
+    in order."""
     from selfloop.workflows.flow.findings import row_findings
+    from selfloop.workflows.flow.going_on import refuse_changed_data
     from selfloop.workflows.flow.gold import graph_facts
     from selfloop.workflows.flow.setup import Setup
     from selfloop.workflows.flow.voting import vote_notes
@@ -108,6 +127,8 @@ def check_graph(config: Config, found: Findings, model: Path | None) -> None:
         found.problems += wrong
         found.notes += notes
         found.prompts = setup.sources["prompts"].num_rows
+        if run_dir is not None:
+            found.problems += refuse_changed_data(setup, RunFolder(run_dir), agreed=False)
     except InputError as error:
         found.problems.append(str(error))
 

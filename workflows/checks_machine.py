@@ -12,6 +12,9 @@ from pathlib import Path
 
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.store.changes import changes, kept_gpus, unconfirmed
+from selfloop.workflows.store.disk import size
+from selfloop.workflows.store.run import RunFolder
 
 __all__ = [
     "check_folder",
@@ -21,12 +24,14 @@ __all__ = [
     "count_cpus",
     "count_gpus",
     "on_cluster",
+    "told_changes",
 ]
 
 GIB = 2**30
 TRAINING_BYTES = 16  # a parameter: fp32 weights, gradients and two moments of Adam
 FROZEN_BYTES = 5  # a parameter under adapters: fp32 weights, and room for the adapters
-CHECKPOINT_BYTES = 8  # a parameter: the checkpoint that is served, and fp32 master weights
+SERVED_BYTES = 4  # a parameter of a float32 checkpoint, which training goes on from
+MIXED_BYTES = 6  # a parameter: the bfloat16 checkpoint that is served, and float32 master weights
 
 
 def on_cluster() -> bool:
@@ -61,13 +66,17 @@ def count_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def check_machine(config: Config) -> Iterator[str]:
-    """More GPUs or CPUs asked than there are."""
+def check_machine(config: Config, device: str | None = None) -> Iterator[str]:
+    """More GPUs or CPUs asked than there are. device: what the run began on, if it goes on."""
     from selfloop.actors.placement import bundles
 
     if on_cluster():
         return
-    gpus = count_gpus()
+    try:
+        gpus = kept_gpus(device, count_gpus())
+    except InputError as error:
+        yield str(error)
+        return
     wanted = bundles(config, gpus)
     ways = {
         "GPU": "Lower generator.replicas, generator.gpus, trainer.ranks or trainer.gpus",
@@ -110,34 +119,49 @@ def check_packages(config: Config) -> Iterator[str]:
 def check_folder(config: Config | None, run_dir: Path, confirmed: bool = False) -> Iterator[str]:
     """A run folder that cannot be written, that belongs to another config (not compared with None), or whose run goes on
     only when the user says yes."""
-    from selfloop.workflows.store.run import RunFolder, changes, unconfirmed
-
     blocked = unwritable(run_dir)
     if blocked:
         yield blocked
         return
+    folder = RunFolder(run_dir)
     try:
-        held = RunFolder(run_dir).config()
+        held = folder.config()
     except InputError as error:
         yield str(error)
         return
     except (ValueError, KeyError, TypeError):
         yield f"{run_dir}/config.json is broken, so its run cannot go on. Choose another --run-dir"
         return
-    if held is not None:
-        wanted = config.model_dump(mode="json") if config else held
+    if held is None:
+        try:
+            folder.refuse_strangers()
+        except InputError as error:
+            yield str(error)
+    elif config is not None and folder.committed():
+        wanted = config.model_dump(mode="json")
         changed, question = changes(held, wanted), unconfirmed(held, wanted)
+        if changed.refused:
+            yield f"{run_dir} holds a run of another config: {changed.refusal}"
         if question and not confirmed:
             yield question
-        if changed:
-            yield (
-                f"{run_dir} holds a run of another config: {'; '.join(changed)}. Choose another --run-dir, or set "
-                f"{'this' if len(changed) == 1 else 'these'} back"
-            )
-    elif run_dir.is_dir():
-        strangers = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
-        if strangers:
-            yield f"{run_dir} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
+
+
+def told_changes(config: Config, run_dir: Path) -> Iterator[str]:
+    """What is said when a run goes on with other resources than it had."""
+    folder = RunFolder(run_dir)
+    changed = changes(folder.config() or {}, config.model_dump(mode="json"))
+    if not folder.committed() or changed.refused:
+        return
+    other = [line for line in changed.free if not line.startswith("iterations ")]
+    if other:
+        yield f"the run goes on with other settings that do not change what it makes: {'; '.join(other)}"
+    if changed.noted:
+        yield (
+            f"{'; '.join(changed.noted)}: what is made from here on may differ in its last bits from what an undisturbed run "
+            "makes; manifests say under which settings each node was made"
+        )
+    if folder.record().get("resolved", {}).get("device") == "cpu" and count_gpus():
+        yield "there are GPUs here, and the run stays on CPU, on which it began"
 
 
 def unwritable(run_dir: Path) -> str | None:
@@ -159,16 +183,26 @@ def check_space(config: Config, run_dir: Path, parameters: int) -> Iterator[str]
     """Too little disk for the checkpoints, or too little memory to train on CPU."""
     if not parameters or on_cluster():
         return
+    folder = RunFolder(run_dir)
+    unwritten = [
+        index
+        for index in range(max(folder.completed(), 0) + 1, config.iterations + 1)
+        if not (folder.iteration(index) / "policy").is_dir()
+    ]
+    if not unwritten:
+        return
     place = run_dir.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    kept = min(config.iterations, config.checkpoints.keep or config.iterations)
-    need = parameters * CHECKPOINT_BYTES * kept
+    kept = min(len(unwritten), config.checkpoints.keep or len(unwritten))
+    dtype = config.trainer.dtype or ("bfloat16" if count_gpus() else "float32")
+    need = parameters * (SERVED_BYTES if dtype == "float32" else MIXED_BYTES) * kept
     if need > free:
         yield (
-            f"the checkpoints of {kept} iterations need about {need / GIB:.1f} GiB, and {place} has "
-            f"{free / GIB:.1f} GiB free. Free space, set checkpoints.keep, or choose another --run-dir"
+            f"the checkpoints still to be written need about {size(need)} (iterations {unwritten[0]} to {unwritten[-1]}), and "
+            f"{place} has {size(free)} free. Free about {size(need - free)} there, set checkpoints.keep, or choose another "
+            "--run-dir; nothing that was committed is lost"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     each = FROZEN_BYTES if config.trainer.lora else TRAINING_BYTES

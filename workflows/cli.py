@@ -80,12 +80,15 @@ def run(
     overrides: Overrides = None,
     run_dir: RunDir = None,
     again: Annotated[
-        bool, typer.Option("--again", help="rename a finished run of this folder aside first")
+        bool,
+        typer.Option(
+            "--again", help="rename a finished run of this folder, or one of another config, aside first"
+        ),
     ] = False,
     yes: Yes = False,
     debug: Debug = False,
 ) -> None:
-    """Run a config. On the folder of the same config it goes on where it stopped."""
+    """Run a config. On the folder of the same config it goes on where it stopped, also with other resources."""
     from selfloop.workflows.config import read_config
 
     with outcomes(debug):
@@ -102,34 +105,27 @@ def run(
 @app.command()
 def resume(
     run: Run,
-    iterations: Annotated[
-        str | None, typer.Argument(metavar="[iterations=N]", help="extend the run to N iterations")
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY.SUB=VALUE]...",
+            help="iterations=N to extend the run, or other resources, e.g. generator.replicas=4",
+        ),
     ] = None,
     yes: Yes = False,
     debug: Debug = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, or extend a finished one."""
-    from selfloop.workflows.config import Draft
+    """Go on with a run that was stopped or killed, also with other resources, or extend a finished one."""
+    from selfloop.workflows.config_file import read_again
     from selfloop.workflows.report.show import open_config
 
     with outcomes(debug):
-        folder, config = open_config(go_to_start(run), **extension(iterations))
-        found = checked(Draft(config=config, problems=[]), folder, yes)
+        folder, config = open_config(go_to_start(run))
+        draft = read_again(config, overrides or [], f"{folder}/config.json")
+        found = checked(draft, folder, yes)
         say(f"Run folder: {folder}")
-    start(config, folder, found, debug, yes)
-
-
-def extension(given: str | None) -> dict[str, int]:
-    """`iterations=5` as a change of the config; nothing else may change in a run that goes on."""
-    if given is None:
-        return {}
-    name, _, number = given.partition("=")
-    if name != "iterations" or not number.isdigit():
-        raise InputError(
-            f"resume takes iterations=N and no other change, and was given {given}: the rows of a run belong to one config. "
-            "Start another run for other settings"
-        )
-    return {"iterations": int(number)}
+    assert draft.config is not None
+    start(draft.config, folder, found, debug, yes)
 
 
 @app.command()
@@ -310,13 +306,14 @@ def go_to_start(run: str) -> str:
 
 def set_aside(config: Config, folder: Path) -> None:
     """Rename a run that is finished, or of another config, to the next free NAME-1, NAME-2, …"""
-    from selfloop.workflows.store.run import RunFolder, differences
+    from selfloop.workflows.store.changes import changes
+    from selfloop.workflows.store.run import RunFolder
 
     there = RunFolder(folder)
     held = there.config()
-    if held is None:
+    if held is None or not there.committed():
         return
-    if there.completed() < config.iterations and not differences(held, config.model_dump(mode="json")):
+    if there.completed() < config.iterations and not changes(held, config.model_dump(mode="json")).refused:
         return  # stopped on its way: it goes on
     there.lock()  # not from under a driver that works on it
     there.close()

@@ -6,15 +6,24 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 
-from selfloop.workflows.errors import InputError, NoSignalError, SelfloopError
+from selfloop.workflows.errors import (
+    ClusterError,
+    InputError,
+    NoSignalError,
+    RunLockedError,
+    SelfloopError,
+    StoreError,
+)
+from selfloop.workflows.store.disk import append, is_full, unwritten
 
 __all__ = ["complain", "outcomes", "stopped_by_signal"]
 
@@ -57,25 +66,45 @@ def outcomes(debug: bool, folder: Path | None = None) -> Generator[None]:
         if isinstance(shown, InputError):
             complain(f"Error: {shown}")
             raise typer.Exit(2) from None
-        complain(f"Stopped: {shown}" if isinstance(shown, NoSignalError) else failure(shown, folder, again))
+        if isinstance(shown, NoSignalError):
+            complain(f"Stopped: {shown}")
+        elif isinstance(shown, RunLockedError):
+            complain(f"Failed: {shown}")
+        else:
+            complain(failure(shown, folder, again))
+        if isinstance(shown, ClusterError):
+            sys.stdout.flush()
+            os._exit(1)  # see ClusterError
         raise typer.Exit(1) from None
 
 
 def failure(error: BaseException, folder: Path | None, again: str) -> str:
-    """The message of a failed command; the traceback goes into the run folder."""
+    """The message of a failed command; the traceback goes into the run folder, or beside it where nothing is left of a run."""
+    if is_full(error) and not isinstance(error, SelfloopError):
+        error = StoreError(unwritten(folder or getattr(error, "filename", None) or ".", "a file", error))
     lines = [f"Failed: {error}" if isinstance(error, SelfloopError) else f"Failed: {brief(error)}"]
-    if folder is not None and folder.is_dir():
-        log = folder / "error.log"
-        try:
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(traceback.format_exc() + "\n")
-            lines.append(f"  traceback:   {log}")
-        except OSError:
-            lines.append("  traceback:   run again with --debug")
+    run = folder if folder is not None and (folder / "config.json").is_file() else None
+    log = keep_traceback(run) if folder is not None else None
+    lines.append(f"  traceback:   {log or 'run again with --debug'}")
+    if run is not None:
         lines.append(f"  go on with:  {again}")
-    else:
-        lines.append("  traceback:   run again with --debug")
+    elif folder is not None:
+        lines.append(
+            "  Nothing was committed, and what this command wrote is removed. Give the same command again."
+        )
     return "\n".join(lines)
+
+
+def keep_traceback(run: Path | None) -> Path | None:
+    """Write the traceback into the run folder, or else into the folder for temporary files; where it is."""
+    said = (traceback.format_exc() + "\n").encode()
+    for place in (run, Path(tempfile.gettempdir())):
+        if place is not None:
+            log = place / ("error.log" if place == run else f"selfloop-{os.getpid()}-error.log")
+            with suppress(OSError):
+                append(log, said)
+                return log
+    return None
 
 
 def brief(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from selfloop.workflows.errors import InputError
 if TYPE_CHECKING:
     from selfloop.workflows.recipes.base import Recipe
 
-__all__ = ["config_names", "find_config", "find_recipe", "read"]
+__all__ = ["config_names", "find_config", "find_recipe", "read", "read_again"]
 
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
 
@@ -56,7 +56,7 @@ def text_of(path: Path) -> str:
     if path.name == "config.json":
         with contextlib.suppress(json.JSONDecodeError):
             held = json.loads(text)
-            if isinstance(held, dict) and held.keys() == {"format", "config"}:
+            if isinstance(held, dict) and held.keys() >= {"format", "config"}:
                 return json.dumps(held["config"], indent=1, ensure_ascii=False)
     return text
 
@@ -110,12 +110,38 @@ def read(name: str, overrides: Sequence[str]) -> Draft:
     return Draft(config=config, problems=problems + more, broken=frozenset(broken))
 
 
+def read_again(config: Config, overrides: Sequence[str], shown: str) -> Draft:
+    """A run's own config with overrides. shown: what messages call it."""
+    from omegaconf import OmegaConf
+
+    origin, broken = Origin(shown), set[str]()
+    tree = OmegaConf.create(config.model_dump(mode="json"))
+    problems = override(tree, overrides, origin)
+    raw = cast(dict[str, Any], OmegaConf.to_container(tree))
+    changed, more = validate(raw, origin, broken)
+    return Draft(config=changed, problems=problems + more, broken=frozenset(broken))
+
+
 def merge(text: str, overrides: Sequence[str], origin: Origin) -> tuple[dict[str, Any], list[str]]:
     """The file's mapping with the overrides set, and what is wrong with these. Raises InputError for bad YAML."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     tree = parse_yaml(text, origin)
+    problems = override(tree, overrides, origin)
+    try:
+        raw = OmegaConf.to_container(cast(DictConfig, tree), resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(
+            f"{origin.file}: {first_line(error)}. Set what it refers to, or write the value itself"
+        ) from error
+    return cast(dict[str, Any], raw), problems
+
+
+def override(tree: Any, overrides: Sequence[str], origin: Origin) -> list[str]:
+    """Set `key.sub=value` in an OmegaConf tree; returns what is wrong with them."""
+    from omegaconf import OmegaConf
+
     problems: list[str] = []
     for item in overrides:
         key, equals, value = item.partition("=")
@@ -137,13 +163,7 @@ def merge(text: str, overrides: Sequence[str], origin: Origin) -> tuple[dict[str
             continue
         origin.overridden.add(key)
         OmegaConf.update(tree, key, shorthand(key, parsed), merge=False, force_add=True)
-    try:
-        raw = OmegaConf.to_container(cast(DictConfig, tree), resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(
-            f"{origin.file}: {first_line(error)}. Set what it refers to, or write the value itself"
-        ) from error
-    return cast(dict[str, Any], raw), problems
+    return problems
 
 
 def parse_yaml(text: str, origin: Origin) -> Any:

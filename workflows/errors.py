@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 __all__ = [
+    "ClusterError",
     "EngineError",
     "FailedRowsError",
     "InputError",
@@ -41,6 +42,10 @@ class InputError(SelfloopError):
             return cls(problems[0])
         lines = "\n".join(f"  {number}. {text}" for number, text in enumerate(problems, 1))
         return cls(f"{len(problems)} problems were found:\n{lines}")
+
+
+class ClusterError(SelfloopError):
+    """Ray itself ended under a run. Its own way of ending would wait for what is gone: the process should just end."""
 
 
 class EngineError(SelfloopError):

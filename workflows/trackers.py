@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from selfloop.workflows.errors import InputError, StoreError
+from selfloop.workflows.errors import InputError
+from selfloop.workflows.store.disk import append, storing
 
 if TYPE_CHECKING:
     from selfloop.workflows.config import Config
@@ -61,7 +64,8 @@ class Trackers:
         self.logged = {int(row["iteration"]) for row in read_metrics(self.path.parent)}
         self.trackers: list[Tracker] = [TRACKERS[name]() for name in config.trackers]
         for tracker in self.trackers:
-            tracker.start(self.path.parent, config)
+            with storing(self.path.parent, "what a tracker keeps"):
+                tracker.start(self.path.parent, config)
 
     def mend(self) -> None:
         """Cut off a last line that a kill left unfinished."""
@@ -82,43 +86,48 @@ class Trackers:
         self.append((json.dumps(row) + "\n").encode())
         self.logged.add(iteration)
         for tracker in self.trackers:
-            tracker.log(iteration, finite)
+            with storing(self.path.parent, "what a tracker keeps"):
+                tracker.log(iteration, finite)
 
     def append(self, line: bytes) -> None:
         """One write, flushed to disk: a kill leaves the whole line or a tail that `mend` cuts off."""
-        try:
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(file, line)
-                os.fsync(file)
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise StoreError(
-                f"{self.path} could not be written: {error.strerror or error}. Free space, then resume the run"
-            ) from error
+        with storing(self.path.parent, "metrics.jsonl"):
+            append(self.path, line, sync=True)
 
     def close(self) -> None:
-        """Flush and close all trackers."""
+        """Flush and close all trackers. Every number is in metrics.jsonl: an error here must not hide how the run ended."""
         for tracker in self.trackers:
-            tracker.close()
+            with contextlib.suppress(Exception):
+                tracker.close()
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard, written without torch or TensorFlow."""
+    """Event files in RUN/tensorboard, written without torch or TensorFlow, and without a thread: its errors would be
+    printed by nobody's leave."""
 
     def start(self, run_dir: Path, config: Config) -> None:
-        from tensorboard.summary import Writer
+        folder, now = run_dir / "tensorboard", time.time()
+        folder.mkdir(exist_ok=True)
+        self.path = folder / f"events.out.tfevents.{int(now):010d}.{os.getpid()}"
+        self.write(file_version="brain.Event:2", wall_time=now)
 
-        self.writer = Writer(str(run_dir / "tensorboard"))
+    def write(self, **fields: Any) -> None:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        made: Any = event_pb2  # its names are made when it is imported
+        record = io.BytesIO()
+        RecordWriter(record).write(made.Event(**fields).SerializeToString())
+        append(self.path, record.getvalue())
 
     def log(self, index: int, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, index)
-        self.writer.flush()
+        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+        values = [scalar_pb(name, value).value[0] for name, value in metrics.items()]
+        self.write(wall_time=time.time(), step=index, summary={"value": values})
 
     def close(self) -> None:
-        self.writer.close()
+        pass
 
 
 class RayMetrics:

@@ -72,6 +72,21 @@ def test_two_ranks_and_every_stage_follow_one_rank(two: dict[str, Any], alone: l
 
 
 @pytest.mark.parametrize("zero", range(4))
+def test_one_rank_goes_on_from_the_state_of_two(two: dict[str, Any], alone: list[list[float]], zero: int):
+    """Weights and moments lie in the state folder whole, whatever cut them up in memory."""
+    first = work_of(two["folder"] / f"zero{zero}/1", two["model"], Shifted(), response_rows(9))
+    then = work_of(two["folder"] / f"one-after-{zero}", first.out, Shifted(), response_rows(9), optimizer="continued",
+                   version=2, start_state=first.state_out)  # fmt: skip
+    found = TrainerRank(spec_of(two["model"], lr=1e-2)).train(then)
+    curve = [line["loss"] for line in found.curve]
+    np.testing.assert_allclose(curve, alone[1], rtol=1e-4, atol=1e-4)
+
+
+def test_two_ranks_go_on_under_another_stage(two: dict[str, Any], alone: list[list[float]]):
+    np.testing.assert_allclose(two["ranks"][0]["zero1 after zero3"], alone[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("zero", range(4))
 def test_weights_are_whole_on_the_first_rank(two: dict[str, Any], zero: int):
     first, second = (rank[f"zero{zero}"] for rank in two["ranks"])
     assert first["receipts"][0]

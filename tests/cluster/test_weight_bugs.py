@@ -126,7 +126,7 @@ def test_a_publish_in_the_middle_of_a_prompt_group_is_refused(
     actor = actors.engines.replicas[0].actor
     if not guard:
         ray.get(actor.arm.remote("loads whenever it is told"))
-    rows = job.source_batches(graph.nodes["prompts"].op)[0]  # type: ignore[arg-type]
+    rows = job.source_batches(graph.nodes["prompts"].op, job.batch_size)[0]  # type: ignore[arg-type]
     running = actor.run.options(num_returns=2).remote(
         graph.nodes["sample"].op, job.context(graph.nodes["sample"], 1), rows
     )

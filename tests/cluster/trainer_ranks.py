@@ -68,6 +68,11 @@ def main(folder: Path, model: str, other: str, rank: int, port: int) -> None:
             "norms": [line["grad_norm"] for line in one.curve], "scores": scores, "tensors": len(tensors),
             "receipts": [receipt == one.receipt, len(receipt)], "state": one.checksum,
         }  # fmt: skip
+    change = TrainerRank(spec_of(model, zero=1, ranks=2, lr=1e-2), rank, 2, ("127.0.0.1", port))
+    first = work_of(folder / "zero3" / "1", model, Shifted(), response_rows(9))
+    work = work_of(folder / "one-after-three", first.out, Shifted(), response_rows(9), optimizer="continued", version=2,
+                   start_state=first.state_out)  # fmt: skip
+    found["zero1 after zero3"] = [line["loss"] for line in change.train(work).curve]
     adapted = TrainerRank(lora_spec(model, zero=3, ranks=2), rank, 2, ("127.0.0.1", port))
     work = lora_work(folder / "lora", model)
     result = adapted.train(work)

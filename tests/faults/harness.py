@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,20 @@ def start(
     config: Path, run: Path, *overrides: str, command: Sequence[str] = (SELFLOOP,)
 ) -> subprocess.Popen[str]:
     """Start a run in a process group of its own. Its output goes to a file beside the run."""
+    return launch([*command, "run", str(config), *overrides, "--run-dir", str(run)], run)
+
+
+def go_on(run: Path, *overrides: str) -> subprocess.Popen[str]:
+    """`selfloop resume` with other settings, as `start` starts it."""
+    return launch([SELFLOOP, "resume", str(run), *overrides], run)
+
+
+def launch(command: Sequence[str], run: Path) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(run.with_suffix(".log"), "a", encoding="utf-8") as log:
-        return subprocess.Popen([*command, "run", str(config), *overrides, "--run-dir", str(run)], env=env, text=True,
-                                stdout=log, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            command, env=env, text=True, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def finish(process: subprocess.Popen[str], run: Path, seconds: float = 500) -> str:
@@ -73,6 +84,16 @@ def kill_actor(name: str, below: int, how: int = signal.SIGKILL) -> bool:
         if title.startswith(f"ray::{name}"):
             os.kill(pid, how)
             return True
+    return False
+
+
+def kill_program(name: str, below: int) -> bool:
+    """kill -9 the process of this program (raylet, gcs_server) that descends from the driver `below`."""
+    for pid in descendants(below):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode().endswith(f"/{name}"):
+                os.kill(pid, signal.SIGKILL)
+                return True
     return False
 
 

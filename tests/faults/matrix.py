@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .harness import committed_twice, events, finish, kill_actor, kill_driver, result, start, wait_for
+from .harness import committed_twice, events, finish, go_on, kill_actor, kill_driver, result, start, wait_for
 
 CONFIG = """
 recipe: self-rewarding
@@ -81,6 +81,17 @@ def kills(config: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
 
         return go
 
+    def elsewhere(before: str, then: str, shows: Seen) -> Callable[[Path], None]:
+        """Kill the driver, and go on with other resources."""
+
+        def go(run: Path) -> None:
+            process = start(config, run, before)
+            wait_for(run, shows, process)
+            kill_driver(process)
+            finish(go_on(run, then), run)
+
+        return go
+
     def before_publishing(run: Path) -> None:
         """Kill the driver once the training is committed, and before its weights are served."""
         from selfloop.workflows.store.run import RunFolder
@@ -101,6 +112,13 @@ def kills(config: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "generator killed while judging", actor("Generator", sent("judge", 1, 12))
     yield "trainer rank killed while training", actor("Rank", training(1), 0.7)
     yield "trainer rank killed while generating", actor("Rank", sent("sample", 2, 6))
+    for before, then in ((2, 1), (1, 2)):
+        replicas = f"generator.replicas={before}", f"generator.replicas={then}"
+        yield f"killed on {before} replica(s), resumed on {then}", elsewhere(*replicas, sent("sample", 2, 6))
+    yield (
+        "killed on batches of 8, resumed on 64",
+        elsewhere("batch_size=8", "batch_size=64", sent("sample", 1, 6)),
+    )
     yield "worker killed", actor("Worker", sent("pair", 1, 4))
 
 

@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from .harness import committed_twice, events, finish, kill_actor, kill_driver, result, start, wait_for
+from .harness import (
+    committed_twice,
+    events,
+    finish,
+    go_on,
+    kill_actor,
+    kill_driver,
+    kill_program,
+    result,
+    start,
+    wait_for,
+)
 
 pytestmark = pytest.mark.real
 CONFIG = """
@@ -57,6 +68,36 @@ def test_a_killed_driver_goes_on_from_the_last_committed_batch(
     finish(start(config, run), run)
     assert result(run, 2) == undisturbed
     assert committed_twice(run) == []
+
+
+@pytest.mark.parametrize(("before", "then"), [(2, 1), (1, 2)])
+def test_a_run_killed_on_some_replicas_goes_on_with_others(
+    before: int, then: int, config: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(config, run, f"generator.replicas={before}")
+    wait_for(run, sampling(2, 6), process)
+    kill_driver(process)
+    said = finish(go_on(run, f"generator.replicas={then}"), run)
+    assert f"generator.replicas was {before} and is now {then}" in said
+    assert result(run, 2) == undisturbed
+    assert committed_twice(run) == []
+
+
+@pytest.mark.parametrize("what", ["raylet", "gcs_server"])
+def test_a_run_whose_ray_ends_says_so_and_can_go_on(
+    what: str, config: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(config, run)
+    wait_for(run, sampling(2, 6), process)
+    assert kill_program(what, process.pid)
+    assert process.wait(timeout=60) == 1
+    last = run.with_suffix(".log").read_text().splitlines()[-3:]
+    assert last[0].startswith("Failed: Ray itself ended under this run: the ")
+    assert last[2] == f"  go on with:  selfloop resume {run}"
+    finish(go_on(run), run)
+    assert result(run, 2) == undisturbed
 
 
 def test_a_driver_killed_after_training_goes_on_with_the_model_it_made(

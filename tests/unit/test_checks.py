@@ -431,9 +431,28 @@ def test_too_little_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     )
     (problem,) = problems(config(), tmp_path / "run")
     assert problem == (
-        f"the checkpoints of 3 iterations need about 0.0 GiB, and {tmp_path} has 0.0 GiB free. Free space, set "
-        "checkpoints.keep, or choose another --run-dir"
+        f"the checkpoints still to be written need about 11 MiB (iterations 1 to 3), and {tmp_path} has 1 MiB free. Free about "
+        "10 MiB there, set checkpoints.keep, or choose another --run-dir; nothing that was committed is lost"
     )
+
+
+def test_disk_is_asked_only_for_what_is_still_to_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        checks_machine.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40, 2**20)
+    )
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config().model_dump(mode="json"))
+    for index in range(3):
+        folder.commit_iteration(index, {})
+    (problem,) = problems(config(), tmp_path / "run")
+    assert problem.startswith("the checkpoints still to be written need about 4 MiB (iterations 3 to 3)")
+    (folder.iteration(3) / "policy").mkdir(parents=True)  # written, and not yet noted
+    assert problems(config(), tmp_path / "run") == []
+    folder.commit_iteration(3, {})
+    assert problems(config(), tmp_path / "run") == []
+    folder.close()
 
 
 # The run folder
@@ -461,10 +480,50 @@ def test_run_folder_of_another_config(tmp_path: Path) -> None:
     folder.open(config().model_dump(mode="json"))
     folder.close()
     assert problems(config(), tmp_path / "run") == []
-    assert problems(config(seed=3, iterations=2), tmp_path / "run") == [
+    assert (
+        problems(config(seed=3, iterations=2), tmp_path / "run") == []
+    )  # nothing is committed: it is taken over
+    folder.commit_node(0, "evaluation", {})
+    (problem,) = problems(config(seed=3, iterations=2, batch_size=9), tmp_path / "run")
+    assert problem.startswith(
         f"{tmp_path}/run holds a run of another config: iterations was 3 and is now 2; seed was 0 and is now 3. Choose "
-        "another --run-dir, or set these back"
-    ]
+        "another --run-dir, set these back, or give `selfloop run … --again`"
+    )
+    assert "generator.replicas" in problem and "differ from there on, generator.threads" in problem
+
+
+def test_a_run_that_goes_on_tells_its_other_settings(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config().model_dump(mode="json"))
+    folder.commit_node(0, "evaluation", {})
+    folder.close()
+    changed = config(batch_size=9, trainer={"zero": 1}, trackers=())
+    found = inspect(Draft(config=changed, problems=[]), tmp_path / "run")
+    assert found.problems == []
+    free, noted = found.notes
+    assert free == (
+        "the run goes on with other settings that do not change what it makes: batch_size was 64 and is now 9; trackers was "
+        '["tensorboard", "ray"] and is now []'
+    )
+    assert noted.startswith(
+        "trainer.zero was 0 and is now 1: what is made from here on may differ in its last bits"
+    )
+
+
+def test_a_run_stays_on_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config().model_dump(mode="json"))
+    folder.commit_node(0, "evaluation", {})
+    folder.note(resolved={"device": "cpu"})
+    monkeypatch.setattr(checks_machine, "count_gpus", lambda: 2)
+    found = inspect(Draft(config=config(), problems=[]), tmp_path / "run")
+    assert (found.problems, found.notes) == (
+        [], ["there are GPUs here, and the run stays on CPU, on which it began"],
+    )  # fmt: skip
+    folder.note(resolved={"device": "cuda"})
+    monkeypatch.setattr(checks_machine, "count_gpus", lambda: 0)
+    (problem,) = problems(config(), tmp_path / "run")
+    assert problem.startswith("the run began on GPU (config.json, resolved), and no GPU is here now")
 
 
 def test_run_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, made: bool 
 
     def run(config: Config, folder: Path, *_: Any) -> None:
         if made:
-            folder.mkdir(parents=True)
+            RunFolder(folder).open(config.model_dump(mode="json"))
         raise error
 
     monkeypatch.setattr(loop, "run", run)
@@ -220,7 +220,9 @@ def test_errors_of_actors_are_unwrapped(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unexpected_errors_name_their_type(monkeypatch: pytest.MonkeyPatch) -> None:
     result = fail_with(ValueError("odd"), monkeypatch, made=False)
     assert result.exit_code == 1
-    assert result.stderr == "Failed: ValueError: odd\n  traceback:   run again with --debug\n"
+    first, log, rest = result.stderr.splitlines()
+    assert first == "Failed: ValueError: odd" and rest.startswith("  Nothing was committed")
+    assert "ValueError: odd" in Path(log.removeprefix("  traceback:   ")).read_text()
     result = fail_with(
         ValueError("ray::Rank.run()\n  File …\n  File …\nKeyError: 'x'\n"), monkeypatch, made=False
     )

@@ -10,8 +10,9 @@ import pytest
 from datasets import load_dataset
 
 from selfloop.workflows.errors import InputError, RunLockedError, StoreError
+from selfloop.workflows.store.changes import differences
 from selfloop.workflows.store.parts import Stored, list_parts, read_stored, row_hash, write_part
-from selfloop.workflows.store.run import RunFolder, differences
+from selfloop.workflows.store.run import RunFolder
 
 ROWS = pa.table({"prompt_id": ["a", "a", "b", "c"], "sample": [0, 1, 0, 0], "text": ["x", "y", "z", "é"]})
 
@@ -55,6 +56,7 @@ def test_datasets_reads_parts_as_they_are(tmp_path: Path) -> None:
 def test_a_run_of_another_config_is_not_written_to(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert folder.open({"seed": 1, "trainer": {"lr": 0.1}}) is False
+    folder.commit_node(0, "evaluation", {})
     folder.close()
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
     with pytest.raises(InputError, match=r"trainer\.lr was 0\.1 and is now 0\.2"):
@@ -76,6 +78,7 @@ def test_more_iterations_extend_a_run_and_fewer_are_refused(tmp_path: Path) -> N
         folder = RunFolder(tmp_path / "run")
         folder.open({"seed": 1, "iterations": iterations})
         assert folder.config() == {"seed": 1, "iterations": iterations}
+        folder.commit_iteration(0, {})
         folder.close()
     with pytest.raises(InputError, match="iterations was 5 and is now 3"):
         RunFolder(tmp_path / "run").open({"seed": 1, "iterations": 3})

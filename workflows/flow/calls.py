@@ -16,11 +16,12 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from selfloop.workflows.errors import EngineError, SelfloopError
+from selfloop.workflows.errors import EngineError, SelfloopError, StoreError
 from selfloop.workflows.flow.cluster import Actors
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.job import Job, Meta, count_batch
 from selfloop.workflows.flow.pools import Pool, Replica, died, rows_lost
+from selfloop.workflows.store.disk import is_full, unwritten
 from selfloop.workflows.store.parts import packed, read_batches
 
 __all__ = ["Call", "Calls", "RowsLost", "Write"]
@@ -146,6 +147,8 @@ class Calls:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, SelfloopError):
             raise cause from None
+        if is_full(cause):
+            raise StoreError(unwritten(self.job.folder.path, f"what node {name!r} keeps", cause)) from None
         raise EngineError(f"node {name!r} broke: {type(cause).__name__}: {cause}\n{error}") from None
 
     def drain(self) -> None:

@@ -27,8 +27,9 @@ from selfloop.workflows.errors import EngineError, InputError
 from selfloop.workflows.flow.job import Place
 from selfloop.workflows.flow.pools import Pool, Replica, deaths, died, rows_lost
 from selfloop.workflows.flow.trainers import TrainerGroup
+from selfloop.workflows.store.changes import kept_gpus
 
-__all__ = ["HUGE_PAGES", "Actors", "Specs", "connect"]
+__all__ = ["HUGE_PAGES", "Actors", "Specs", "connect", "joins"]
 
 T = TypeVar("T")
 
@@ -42,13 +43,21 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 TRIES = 5  # times the actors are mended before their deaths are the user's to look at
 
 
-def connect(config: Config) -> tuple[int, str]:
-    """Join the cluster that RAY_ADDRESS or a job names, else start Ray here. (number of GPUs, the dashboard's address)"""
+def joins() -> bool:
+    """Whether RAY_ADDRESS or a job names a cluster to join."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+
+
+def connect(config: Config, device: str | None = None) -> tuple[int, str]:
+    """Join the cluster that RAY_ADDRESS or a job names, else start Ray here. (GPUs to use, the dashboard's address)
+
+    device: what the run began on, and stays on. Raises InputError where that, or what the config asks for, is not there.
+    """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     url = ""
     if not ray.is_initialized():
-        joined = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+        joined = joins()
         os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)  # the actors of a Ray that starts here inherit it
         terminated = signal.getsignal(signal.SIGTERM)
         try:
@@ -67,7 +76,7 @@ def connect(config: Config) -> tuple[int, str]:
             )  # Ray puts its own in its place, which ends the process at once
         url = started.dashboard_url or ""
     there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
+    gpus = kept_gpus(device, int(there.get("GPU", 0)))
     wanted = bundles(config, gpus)
     for kind in ("CPU", "GPU"):
         asked = sum(bundle.get(kind, 0) for bundle in wanted)

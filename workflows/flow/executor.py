@@ -220,7 +220,7 @@ class Executor(Runner):
         if flow.sent or replica is None:
             return False
         inputs = [source.whole() for source in flow.inputs]
-        args = (self.job.batch_size, *inputs)
+        args = (flow.batch_size, *inputs)
         self.calls.send(Call(flow, 0, self.actors.workers, replica, args, "gather"))
         flow.sent, flow.in_flight = 1, 1
         self.report(flow)
@@ -247,10 +247,10 @@ class Executor(Runner):
         self.actors.before_training()
         source = flow.inputs[0]
         rows = source.whole()
+        work = self.job.train_work(flow.node, self.graph)
+        self.drop_steps(flow, work)
         self.job.folder.event("train", iteration=self.graph.iteration, node=flow.node.name)
-        self.training = TrainingCall(
-            flow, self.actors.trainer, self.job.train_work(flow.node, self.graph), rows, self.job.folder.event
-        )
+        self.training = TrainingCall(flow, self.actors.trainer, work, rows, self.job.folder.event)
         flow.sent, flow.in_flight = 1, 1
         return True
 
@@ -295,7 +295,7 @@ class Executor(Runner):
         ]
         folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
         self.calls.write(
-            flow, folder, flow.parts, len(flow.stored), metas, flow.key, *[batch.data for batch in batches]
+            flow, folder, flow.parts, len(flow.stored), metas, flow.about, *[batch.data for batch in batches]
         )
         flow.writing += 1
 

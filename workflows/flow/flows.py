@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.flow.graph import Graph, Node
+from selfloop.workflows.flow.grow import Gate
 from selfloop.workflows.flow.job import Job, Meta, total
 from selfloop.workflows.flow.ops import Concat, Source
 from selfloop.workflows.store.parts import Part, Stored
@@ -46,7 +47,16 @@ class Flow:
     known: int | None = None  # number of batches, when it cannot be derived (a barrier's)
     key: str = ""  # content key, once the models it needs are known
     written: str = ""  # content key that its committed parts carry
+    made: list[Meta] = field(
+        default_factory=list
+    )  # `store.changes.made_under` of its committed parts, in order
+    batch_size: int = 0  # prompts a batch
     counted: Meta = field(default_factory=dict)
+
+    @property
+    def about(self) -> Meta:
+        """What its parts and its entry in the manifest say of how it was made."""
+        return {"key": self.key, "batch_size": self.batch_size, "made": self.made}
 
     @property
     def barrier(self) -> bool:
@@ -129,7 +139,7 @@ class Flow:
         """Go on after these committed parts. Those behind a gap are deleted: what comes instead may be cut otherwise."""
         for part in parts:
             if part.first == len(self.stored):
-                self.written = part.key
+                self.written, self.made = part.about.get("key", ""), part.about.get("made", [])
                 self.take(part)
             else:
                 Path(part.path).unlink(missing_ok=True)
@@ -161,9 +171,37 @@ def make_flows(graph: Graph, job: Job) -> dict[str, Flow]:
         flows[node.name] = flow
         for source in flow.inputs:
             source.readers.append(flow)
-        if isinstance(node.op, Source):
-            flow.fixed = list(job.source_batches(node.op))
+    sizes = batch_sizes(graph, job)
+    for name, flow in flows.items():
+        flow.batch_size = sizes[name]
+        if isinstance(flow.node.op, Source):
+            flow.fixed = list(job.source_batches(flow.node.op, flow.batch_size))
             flow.complete = True
-        elif node.training is None:
-            flow.resume(job.folder.parts(graph.iteration, node.name))
+        elif flow.node.training is None:
+            flow.resume(job.folder.parts(graph.iteration, name))
     return flows
+
+
+def batch_sizes(graph: Graph, job: Job) -> dict[str, int]:
+    """Prompts a batch of each node: what it was started with, and the nodes that are cut into the same batches with it.
+
+    These are the nodes between two barriers, and those behind sources that take the same rows: their batches are joined.
+    """
+    heads: dict[Any, Any] = {}
+
+    def head(name: Any) -> Any:
+        while name in heads:
+            name = heads[name]
+        return name
+
+    for node in graph:
+        same: list[Any] = list(node.inputs[:1] if getattr(node.op, "beside", False) else node.inputs)
+        if isinstance(node.op, Source):
+            same = [(node.op.source, node.op.start, node.op.count)]
+        elif node.training is not None or (node.op is not None and node.op.barrier):
+            same = same[:1] if isinstance(node.op, Gate) else []
+        for other in same:
+            if head(other) != head(node.name):
+                heads[head(other)] = head(node.name)
+    begun = {head(name): size for name, size in job.begun(graph).items()}
+    return {node.name: begun.get(head(node.name), job.batch_size) for node in graph}

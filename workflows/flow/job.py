@@ -22,6 +22,7 @@ from selfloop.workflows.flow.graph import Graph, ModelRef, Node
 from selfloop.workflows.flow.keys import content_key
 from selfloop.workflows.flow.ops import Context, Source
 from selfloop.workflows.flow.provenance import Writers, writers_of
+from selfloop.workflows.store.changes import made_under
 from selfloop.workflows.store.failures import first_failure
 from selfloop.workflows.store.parts import Stored
 from selfloop.workflows.store.run import RunFolder
@@ -63,6 +64,7 @@ class Place:
 
 
 def column_hash(column: pa.ChunkedArray) -> str:
+    """A hash of a column's values."""
     return hashlib.sha256(json.dumps(column.to_pylist(), default=str).encode()).hexdigest()[:16]
 
 
@@ -162,6 +164,7 @@ class Job:
     span: int | None = None
     progress: Callable[[str, Meta], None] = lambda node, state: None
     doing: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext()
+    say: Callable[[str], None] = lambda text: None
     hashes: dict[str, dict[str, str]] = field(default_factory=dict)
 
     # sources
@@ -186,7 +189,18 @@ class Job:
         _, first = np.unique(taken, return_index=True)
         return taken[np.sort(first)]
 
-    def source_batches(self, source: Source) -> Sequence[pa.Table | Stored]:
+    def begun(self, graph: Graph) -> dict[str, int]:
+        """The batch size of every node that has a committed part."""
+        entries = self.folder.manifest(graph.iteration)["nodes"]
+        found: dict[str, int] = {}
+        for node in graph:
+            parts = self.folder.parts(graph.iteration, node.name) if node.training is None else []
+            about = parts[0].about if parts else entries.get(node.name, {})
+            if about.get("batch_size"):
+                found[node.name] = about["batch_size"]
+        return found
+
+    def source_batches(self, source: Source, batch_size: int) -> Sequence[pa.Table | Stored]:
         """The batches of a source node: slices of its rows, or the committed batches of an earlier node."""
         if source.source.startswith("@"):
             iteration, node = source.source[1:].split("/", 1)
@@ -200,7 +214,7 @@ class Job:
                 )
             return found
         table = self.source_rows(source).combine_chunks()
-        return [table.slice(start, self.batch_size) for start in range(0, table.num_rows, self.batch_size)]
+        return [table.slice(start, batch_size) for start in range(0, table.num_rows, batch_size)]
 
     # models
 
@@ -278,21 +292,27 @@ class Job:
 
     # keys and counts
 
-    def key(self, node: Node, graph: Graph, keys: Mapping[str, str]) -> str:
-        """The node's content key, once its inputs and models are known."""
-        place = "trainer" if node.op is None else node.op.place
-        run: dict[str, Any] = {
-            "seed": self.seed,
-            "iteration": graph.iteration,
-            **self.versions.get(place, {}),
-        }
+    def under(self, node: Node) -> Meta:
+        """Of the settings of the actors that run this node now, those that may change in a run."""
+        return made_under(self.of_actors(node).get("settings", {}))
+
+    def of_actors(self, node: Node) -> Mapping[str, Any]:
+        return self.versions.get("trainer" if node.op is None else node.op.place, {})
+
+    def key(self, node: Node, graph: Graph, keys: Mapping[str, str], made: Sequence[Meta] = ()) -> str:
+        """The node's content key, once its inputs and models are known. made: the settings under which it was made,
+        several where they changed on its way; none: those of now."""
+        run: dict[str, Any] = {"seed": self.seed, "iteration": graph.iteration, **self.of_actors(node)}
+        if made and "settings" in run:
+            run["settings"] = {**run["settings"], **made[-1]}
+            run |= {"before": list(made[:-1])} if len(made) > 1 else {}
         if node.models:
             run["encoding"] = ENCODING
         if isinstance(node.op, Source):
             run["rows"] = self.source_hash(node.op)
         if node.training and self.span:
-            made = self.folder.manifest(graph.iteration)["nodes"].get(node.name, {})
-            run["span"] = made.get(
+            entry = self.folder.manifest(graph.iteration)["nodes"].get(node.name, {})
+            run["span"] = entry.get(
                 "span", self.span
             )  # what is trained already was before the run was extended
         models = {model.name: self.place(model).checksum or self.place(model).folder for model in node.models}

@@ -70,7 +70,7 @@ class LocalRuntime(Runner):
             batches = [read_batches(source.whole()) for source in flow.inputs]
             tables = [pa.concat_tables(one, promote_options="default") for one in batches if one]
             table = whole_groups(self.call(flow, tables))
-            splits = split_groups(table, self.job.batch_size)
+            splits = split_groups(table, flow.batch_size)
             metas = [{**count_batch(table), "rows": splits[0]}, *({"rows": rows} for rows in splits[1:])]
             self.commit(flow, [(table, metas[0]), *((table.slice(0, 0), meta) for meta in metas[1:])])
             flow.known = len(splits)
@@ -99,7 +99,7 @@ class LocalRuntime(Runner):
         folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
         tables, metas = [table for table, _ in batches], [meta for _, meta in batches]
         flow.writing += 1
-        flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, metas, flow.key), "")
+        flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, metas, flow.about), "")
 
     def train(self, flow: Flow) -> None:
         from selfloop.actors.trainer import TrainWork
@@ -110,6 +110,7 @@ class LocalRuntime(Runner):
         table = pa.concat_tables(rows, promote_options="default") if rows else pa.table({})
         flow.in_flight += 1
         given = self.job.train_work(flow.node, self.graph)
+        self.drop_steps(flow, given)
         refuse_strangers(table, given.pop("writers"))
         self.trainer.tell = partial(self.told, flow)
         self.finish_training(flow, self.trainer.train(TrainWork(table=table, **given)))

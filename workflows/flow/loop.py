@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError, NoSignalError
 from selfloop.workflows.flow.findings import row_findings
+from selfloop.workflows.flow.going_on import refuse_changed_data, take_data
 from selfloop.workflows.flow.gold import graph_problems
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.job import Job, Meta, Place
@@ -36,19 +37,18 @@ class Runtime(Protocol):
 def run(
     config: Config, run_dir: str | Path, console: Console | None = None, confirmed: bool = False
 ) -> list[dict[str, Any]]:
-    """Run (or go on with) a run in its folder over Ray. Returns the metrics of every iteration. confirmed: the user has
-    said yes to what must be asked first (`store.run.unconfirmed`).
+    """Run (or go on with) a run in its folder over Ray. Returns the metrics of every iteration.
 
-    Raises the typed errors of `selfloop.workflows.errors`; the folder can be resumed after any of them.
+    confirmed: the user has said yes to what must be asked first. Raises the typed errors of `selfloop.workflows.errors`; the
+    folder can be resumed after any of them, unless it was a start that committed nothing: then it is as it was before.
     """
-    from selfloop.workflows.flow.ray_runtime import ray_runtime
-
     setup, folder = Setup(config), RunFolder(run_dir)
     console = console or Console(config.iterations)
     with console:
         with console.doing("prompts are read, and the graph is checked with them"):
             problems, notes = row_findings(setup, setup.folder)
             problems = [*unbuilt(config), *graph_problems(setup), *problems]
+            problems += refuse_changed_data(setup, folder, confirmed)
         if problems:
             raise InputError.of(problems)
         going_on = folder.open(config.model_dump(mode="json"), confirmed)
@@ -60,12 +60,23 @@ def run(
             if going_on and folder.completed() >= config.iterations:
                 console.line(f"This run is finished: {config.iterations} iterations are in {folder.path}.")
                 return read_metrics(folder.path)
-            with ray_runtime(setup, folder, console) as (runtime, job):
-                history = loop(setup, folder, runtime, job, console)
-            console.done(folder.path)
-            return history
+            return run_over_ray(setup, folder, console)
+        except Exception:
+            if not going_on and not folder.committed():
+                folder.undo()
+            raise
         finally:
             folder.close()
+
+
+def run_over_ray(setup: Setup, folder: RunFolder, console: Console) -> list[dict[str, Any]]:
+    from selfloop.workflows.flow.ray_runtime import ray_runtime
+
+    take_data(setup, folder)
+    with ray_runtime(setup, folder, console) as (runtime, job):
+        history = loop(setup, folder, runtime, job, console)
+    console.done(folder.path)
+    return history
 
 
 def unbuilt(config: Config) -> list[str]:
@@ -90,7 +101,7 @@ def loop(
         for index in range(last + 1, config.iterations + 1):
             graph = setup.planner.graph(index)
             started = time.monotonic()
-            job.progress, job.doing = Progress(console), console.doing
+            job.progress, job.doing, job.say = Progress(console), console.doing, console.line
             folder.event("iteration", iteration=index)
             outcome = runtime.run(graph)
             roles = job.settle(graph)
@@ -258,5 +269,5 @@ def make_job(setup: Setup, folder: RunFolder, versions: dict[str, Any]) -> Job:
     return Job(
         folder, config.seed, config.batch_size, setup.sources, config.max_failed_rows, versions=versions,
         reuse=RunFolder(config.reuse) if config.reuse else None, graph_of=setup.planner.graph,
-        span=config.iterations if config.trainer.schedule.over == "run" else None,
+        span=config.iterations if config.trainer.schedule.over == "run" else None, hashes=setup.hashes,
     )  # fmt: skip

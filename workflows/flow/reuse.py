@@ -28,6 +28,8 @@ def take_node(job: Job, graph: Graph, flow: Flow) -> bool:
         parts = job.reuse.parts(graph.iteration, name)
         if sum(len(part.batches) for part in parts) < entry["batches"]:
             return False  # its rows were deleted
+        if any(part.about.get("batch_size", flow.batch_size) != flow.batch_size for part in parts):
+            return False  # cut into other batches than the nodes it is joined with
         for part in parts:
             link(Path(part.path), job.folder.node(graph.iteration, name) / Path(part.path).name)
         flow.resume(job.folder.parts(graph.iteration, name))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from selfloop.actors.telling import Told
@@ -14,6 +16,7 @@ from selfloop.workflows.flow.ops import Summary
 from selfloop.workflows.flow.outcome import Outcome
 from selfloop.workflows.flow.reuse import take_node
 from selfloop.workflows.flow.signal import nothing_to_learn
+from selfloop.workflows.store.changes import differences
 
 __all__ = ["PART_ROWS", "Runner"]
 
@@ -47,7 +50,9 @@ class Runner:
         inputs = {source.node.name: source.key for source in flow.inputs}
         if not all(inputs.values()):
             return
-        flow.key = self.job.key(flow.node, self.graph, inputs)
+        now = self.job.under(flow.node)
+        flow.made = flow.made or [now]
+        flow.key = self.job.key(flow.node, self.graph, inputs, flow.made)
         if flow.written and flow.written != flow.key:
             raise InputError(
                 f"the rows of node {flow.node.name!r} of iteration {self.graph.iteration} were made by other code or other "
@@ -55,6 +60,12 @@ class Runner:
                 "Go on with the versions in environment.json, or start another run with reuse=<this run>, which takes what still "
                 "matches"
             )
+        ended = flow.complete or (flow.total is not None and len(flow.stored) >= flow.total)
+        if (
+            flow.made[-1] != now and not ended
+        ):  # a part of it was made under other settings, the rest is made under these
+            flow.made = [*flow.made, now]
+            flow.key = self.job.key(flow.node, self.graph, inputs, flow.made)
         if not flow.complete and take_node(self.job, self.graph, flow):
             self.restore(flow)
             self.report(flow)
@@ -69,6 +80,7 @@ class Runner:
             self.job.folder.event("incomplete", iteration=self.graph.iteration, node=flow.node.name)
             return  # a part of it is gone: what is missing is made again
         flow.complete, flow.written = True, entry["key"] if manifest["format"] >= 3 else ""
+        flow.made = entry.get("made", [])
         if flow.node.training is None:
             self.outcome.counts[flow.node.name] = entry
         else:
@@ -87,7 +99,7 @@ class Runner:
         counted = {**flow.counted, "rows": flow.counted.get("rows", 0)}
         self.job.check_failures(self.graph.iteration, flow.node.name, counted, done=True)
         entry = {
-            "key": flow.key,
+            **flow.about,
             "batches": count,
             **counted,
             "parts": flow.parts,
@@ -111,6 +123,24 @@ class Runner:
         self.commit_model(flow, made, {"idle": True, "steps": 0, "metrics": {"steps": 0.0, "examples": 0.0}})
         return True
 
+    def drop_steps(self, flow: Flow, work: dict[str, Any]) -> None:
+        """Drop a step checkpoint that ranks of other settings left: the steps after it would be of another training."""
+        for path in sorted(Path(work["step_dir"]).glob("step-*/state.json")):
+            held = json.loads(path.read_text(encoding="utf-8"))
+            now = self.job.under(flow.node)
+            other = [
+                line for line in differences(held.get("made", now), now) if line.partition(" ")[0] in now
+            ]
+            if other:
+                node, step = flow.node.name, held["step"]
+                shutil.rmtree(work["step_dir"], ignore_errors=True)
+                self.job.folder.event("dropped", iteration=self.graph.iteration, node=node, step=step)
+                self.job.say(
+                    f"Node {node} begins its training again: its checkpoint of step {step} is dropped, because "
+                    f"{'; '.join(other)}."
+                )
+                return
+
     def finish_training(self, flow: Flow, result: Any) -> None:
         """A model was made."""
         work = self.job.train_work(flow.node, self.graph)
@@ -133,7 +163,7 @@ class Runner:
         """Complete a train node: note where its model is, so that nodes which wait for it may run."""
         flow.complete = True
         self.job.trained(flow.node, self.graph, made)
-        entry = {"key": flow.key, **told, "model": made.entry(self.job.folder)}
+        entry = {"key": flow.key, "made": flow.made, **told, "model": made.entry(self.job.folder)}
         entry |= {"span": self.job.span} if self.job.span else {}
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
         self.outcome.trained[flow.node.name] = told["metrics"]

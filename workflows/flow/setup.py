@@ -15,6 +15,7 @@ from selfloop.workflows.config import Config
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.data.sources import load_prompts, load_source
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.job import column_hash
 from selfloop.workflows.flow.plan import Planner
 from selfloop.workflows.flow.stream import SourceInfo
 from selfloop.workflows.judges.base import Verifier
@@ -69,6 +70,25 @@ class Setup:
             for name, spec in self.config.data.items()
         }
         return {"prompts": train, "heldout": heldout, **more}
+
+    @cached_property
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Of each source: a hash of every column."""
+        return {
+            name: {column: column_hash(table[column]) for column in table.column_names}
+            for name, table in self.sources.items()
+        }
+
+    @property
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Of each source: its number of rows, and a hash of what is in them."""
+        return {
+            name: {
+                "rows": self.sources[name].num_rows,
+                "hash": hashlib.sha256(repr(sorted(columns.items())).encode()).hexdigest()[:16],
+            }
+            for name, columns in self.hashes.items()
+        }
 
     @cached_property
     def checker(self) -> Verifier | None:

