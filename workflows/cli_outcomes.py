@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -26,6 +27,9 @@ from selfloop.workflows.errors import (
 from selfloop.workflows.store.disk import append, is_full, unwritten
 
 __all__ = ["complain", "outcomes", "stopped_by_signal"]
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+OURS = re.compile(r"selfloop\.workflows\.errors\.\w+: (?P<said>.+)")  # the last line of an actor's traceback
 
 
 @contextmanager
@@ -109,9 +113,12 @@ def keep_traceback(run: Path | None) -> Path | None:
 
 def brief(error: BaseException) -> str:
     """An unexpected error in a line or two: Ray's errors hold the traceback of the actor, whose last line counts."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{lines[0]} … {lines[-1]}" if len(lines) > 2 else " ".join(lines)
-    return f"{type(error).__name__}: {text}"
+    text = COLOUR.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and (ours := OURS.match(lines[-1])):
+        return ours["said"]
+    shown = f"{lines[0]} … {lines[-1]}" if len(lines) > 2 else " ".join(lines)
+    return f"{type(error).__name__}: {shown}"
 
 
 def complain(text: str) -> None:

@@ -229,6 +229,15 @@ def test_unexpected_errors_name_their_type(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.stderr.splitlines()[0] == "Failed: ValueError: ray::Rank.run() … KeyError: 'x'"
 
 
+def test_an_actor_that_could_not_start_says_only_what_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "The actor died because of an error raised in its creation task, \x1b[36mray::Generator.__init__()\x1b[39m (pid=7)\n"
+        "  File generator.py, line 34\nselfloop.workflows.errors.EngineError: vLLM could not start: no such option 'x'\n"
+    )
+    result = fail_with(RuntimeError(said), monkeypatch, made=False)
+    assert result.stderr.splitlines()[0] == "Failed: vLLM could not start: no such option 'x'"
+
+
 def test_stopped_is_130_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     result = fail_with(KeyboardInterrupt(), monkeypatch)
     assert result.exit_code == 130
