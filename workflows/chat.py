@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,7 @@ def checkpoint_of(run: str | Path, iteration: int | None = None) -> tuple[Path, 
     there = [index for index in iterations_of(folder) if (policy(folder, index) / "config.json").is_file()]
     wanted = max(there, default=0) if iteration is None else iteration
     if wanted == 0:
-        return initial(str(config.get("model", "pocket"))), 0
+        return initial(folder, config), 0
     if wanted not in there:
         known = ", ".join(map(str, [0, *there]))
         raise InputError(
@@ -40,10 +40,12 @@ def policy(folder: Path, index: int) -> Path:
     return here if held is None or here.is_dir() else Path(run.resolved(held["folder"]))
 
 
-def initial(model: str) -> Path:
+def initial(run: Path, config: Mapping[str, Any]) -> Path:
+    """The folder of a run's initial model; the run's own one where it has another chat template."""
     from selfloop.workflows.flow.setup import model_folder
 
-    return model_folder(model)
+    own = run / "model"
+    return own if own.is_dir() else model_folder(str(config.get("model", "pocket")))
 
 
 def load(folder: Path, temperature: float, max_tokens: int, trust_remote_code: bool = False) -> Reply:

@@ -79,7 +79,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
             found.problems += check_space(config, run_dir, found.parameters)
         if whole and not blocked:
             found.notes += told_changes(config, run_dir)
-    found.problems = list(dict.fromkeys(found.problems))
+    found.problems, found.notes = list(dict.fromkeys(found.problems)), list(dict.fromkeys(found.notes))
     return found
 
 

@@ -37,6 +37,7 @@ def check_model(config: Config, key: str = "model") -> ModelFacts:
     facts = look_at_model(getattr(config, key), key, config.trust_remote_code)
     if key == "model" and not facts.problems:
         look_at_dropout(config, facts)
+        look_at_template(config, facts)
     longest = config.generator.max_model_len or config.generator.max_tokens
     if facts.positions and longest > facts.positions:
         setting = "max_model_len" if config.generator.max_model_len else "max_tokens"
@@ -66,6 +67,17 @@ def look_at_dropout(config: Config, facts: ModelFacts) -> None:
         )
     else:
         facts.problems.append(no_dropout(config.trainer.dropout, f"model {config.model}", names))
+
+
+def look_at_template(config: Config, facts: ModelFacts) -> None:
+    """The chat template that messages are written with; one that is given needs the tokenizer, which takes seconds."""
+    if facts.folder is None:
+        return
+    from selfloop.workflows.flow.template_check import template_findings
+
+    problems, notes = template_findings(config, facts.folder)
+    facts.problems += problems
+    facts.notes += notes
 
 
 def look_at_model(name: str, key: str = "model", trust_remote_code: bool = False) -> ModelFacts:
@@ -216,16 +228,6 @@ def look_at_tokenizer(folder: Path) -> Iterator[str]:
     if not any((folder / name).exists() for name in TOKENIZERS):
         yield "has no tokenizer (tokenizer.json). Copy the files of the model it was made from"
         return
-    settings: dict[str, Any] | str = {}
-    if (folder / "tokenizer_config.json").exists():
-        settings = read_json(folder / "tokenizer_config.json")
-        if isinstance(settings, str):
-            yield settings
-            return
-    files = ("chat_template.jinja", "chat_template.json")
-    own = settings.get("chat_template") or any((folder / name).exists() for name in files)
-    if not own and not (folder / "additional_chat_templates").is_dir():
-        yield (
-            "has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), so messages cannot "
-            "be written for it. Take the instruct version of the model, or copy the template of one like it"
-        )
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and isinstance(wrong := read_json(settings), str):
+        yield wrong

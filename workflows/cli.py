@@ -239,7 +239,7 @@ def export(
         policy, index = talk.checkpoint_of(run, iteration)
         if index == 0:
             raise InputError(f"{run} has no policy yet: no iteration is complete. Run it on, then export")
-        initial = talk.initial(str(open_run(run)[1].get("model", "pocket")))
+        initial = talk.initial(*open_run(run))
         kind = export_policy(policy, initial, to.expanduser().absolute())
         say(f"The policy after iteration {index}, in {kind}: {to.expanduser().absolute()}")
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from selfloop.workflows.flow.templates import template_text
+
 __all__ = [
     "Checkpoints",
     "Config",
@@ -64,6 +66,10 @@ class Prompts(Section):
     system: str | None = Field(
         default=None, min_length=1, description="a system message put before prompts without one"
     )
+    template: str | None = Field(
+        default=None,
+        description="chat template in the place of the model's own, which base models lack: chatml, plain, or a .jinja file",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="of the source: {answer_after: '####'}; pocket: {kinds: [...], levels: [...], size: 2000}",
@@ -74,6 +80,12 @@ class Prompts(Section):
     def from_name(cls, value: Any) -> Any:
         """`prompts: data.jsonl` is short for `prompts: {source: data.jsonl}`."""
         return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("template")
+    @classmethod
+    def text_of_template(cls, value: str | None) -> str | None:
+        """A file's text takes the place of its path: the run keeps it, and a change of it is a change of the config."""
+        return None if value is None else template_text(value)
 
 
 class Generator(Section):
@@ -271,6 +283,15 @@ class Config(Section):
         gt=0,
         description="largest allowed log-prob gap, nats; default 1e-3 in float32, 0.25 in bfloat16",
     )
+
+    @field_validator("data")
+    @classmethod
+    def one_template(cls, value: dict[str, Prompts]) -> dict[str, Prompts]:
+        for name in (name for name, spec in value.items() if spec.template is not None):
+            raise ValueError(
+                f"data.{name}.template is set, and a run writes all messages with one template. Set prompts.template"
+            )
+        return value
 
     @field_validator("judge")
     @classmethod

@@ -153,7 +153,8 @@ def test_model_without_chat_template(model: Path) -> None:
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     assert found(model="model") == [
         "model model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), so messages "
-        "cannot be written for it. Take the instruct version of the model, or copy the template of one like it"
+        "cannot be written for it. Set prompts.template to chatml, plain or a Jinja file, or take the instruct version of "
+        "the model"
     ]
     (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
     assert found(model="model") == []

@@ -14,6 +14,7 @@ from typing import Any
 
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.flow.rendering import Rendering
+from selfloop.workflows.flow.templates import has_template, written
 
 __all__ = ["ENCODING", "Codec", "codec_of", "listed_ends", "template_ends"]
 
@@ -23,18 +24,21 @@ ENCODING = 2
 
 class Codec:
     """The tokenizer of a model folder. `hash` names the tokenizer and the template together; `ends`: the tokens that end a
-    response, which are what the template ends a turn with, the tokenizer's end token and the model's own list."""
+    response, which are what the template ends a turn with, the tokenizer's end token and the model's own list. template: takes
+    the place of the folder's own."""
 
-    def __init__(self, model: str | Path, trust_remote_code: bool = False):
+    def __init__(self, model: str | Path, trust_remote_code: bool = False, template: str | None = None):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from transformers import AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
-        template = self.tokenizer.chat_template or ""
+        if template is not None:
+            self.tokenizer.chat_template = written(template, self.tokenizer)
+        text = self.tokenizer.chat_template or ""
         vocabulary = (
             self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else str(self.tokenizer)
         )
-        self.hash = hashlib.sha256(f"{template}\x1f{vocabulary}".encode()).hexdigest()[:16]
+        self.hash = hashlib.sha256(f"{text}\x1f{vocabulary}".encode()).hexdigest()[:16]
         self.rendering = Rendering(self.tokenizer)
         found = listed_ends(model) | {self.rendering.turn.end, self.tokenizer.eos_token_id}
         self.ends: frozenset[int] = frozenset(end for end in found if end is not None)
@@ -80,9 +84,9 @@ class Codec:
 
 
 @functools.lru_cache(maxsize=4)
-def codec_of(folder: str, trust_remote_code: bool = False) -> Codec:
+def codec_of(folder: str, trust_remote_code: bool = False, template: str | None = None) -> Codec:
     """The codec of a model folder, made once a process."""
-    return Codec(folder, trust_remote_code)
+    return Codec(folder, trust_remote_code, template)
 
 
 def listed_ends(model: str | Path) -> set[int | None]:
@@ -98,9 +102,6 @@ def listed_ends(model: str | Path) -> set[int | None]:
 
 def template_ends(model: str, trust_remote_code: bool = False) -> set[int | None]:
     """What a model folder's chat template ends a turn with; nothing where it has no template."""
-    folder = Path(model)
-    settings = folder / "tokenizer_config.json"
-    inside = settings.exists() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
-    if not inside and not any(folder.glob("*chat_template*")):
+    if not has_template(Path(model)):
         return set()
     return {codec_of(model, trust_remote_code).rendering.turn.end}

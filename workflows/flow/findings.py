@@ -13,14 +13,19 @@ from selfloop.workflows.flow.fitting import fitting, place_of, spoken
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.ops import Source
 from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.flow.template_check import template_findings
 
 __all__ = ["row_findings"]
 
 
 def row_findings(setup: Setup, folder: Path | None) -> tuple[list[str], list[str]]:
-    """(problems, notes) of the rows of all sources: whether they fit the model in `folder`, pairs without a difference, and
+    """(problems, notes) of the rows of all sources: whether they fit the model in `folder` and its chat template
+    fits both, pairs without a difference, and
     prompts that are held out and learned from. folder: None where the model is not here yet."""
-    problems, notes = fitting(setup, folder) if folder is not None else ([], [])
+    problems, notes = template_findings(setup.config, folder) if folder is not None else ([], [])
+    if folder is not None and not problems:
+        problems, more = fitting(setup, folder)
+        notes += more
     learned = learned_from(setup)
     for name, table in setup.sources.items():
         same = identical_pairs(table)

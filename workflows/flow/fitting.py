@@ -15,7 +15,7 @@ from selfloop.workflows.config import Config, Prompts
 from selfloop.workflows.data.lengths import positions_of, sampled_limit, trained_limit
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.data.sources import heldout_spec, iter_prompts
-from selfloop.workflows.flow.codec import Codec
+from selfloop.workflows.flow.codec import Codec, codec_of
 from selfloop.workflows.flow.setup import Setup
 
 __all__ = ["Trouble", "fitting"]
@@ -46,11 +46,12 @@ class Ruler:
 
     folder: Path
     trusted: bool
+    template: str | None = None
     shapes: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     @cached_property
     def codec(self) -> Codec:
-        return Codec(self.folder, self.trusted)
+        return codec_of(str(self.folder), self.trusted, self.template)
 
     def refusal(self, messages: list[Message]) -> str:
         """Why the template refuses messages of these roles, or leaves one of them out; empty where it takes them."""
@@ -67,7 +68,9 @@ class Ruler:
                 messages, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # a template is a program of the model's author
-            return f"{type(error).__name__}: {error}"
+            at = getattr(error, "lineno", None)
+            line = f", line {at}" if at else ""
+            return f"{type(error).__name__}{line}: {getattr(error, 'message', None) or error}"
         for turn in messages:
             said = turn["content"].strip()
             # earlier answers may lose their reasoning, and some templates write what a tool said as JSON
@@ -86,7 +89,8 @@ def fitting(setup: Setup, folder: Path, budget: int = BUDGET) -> tuple[list[str]
 
     budget: bytes of text whose tokens are counted, dealt to the sources alike; the longest rows come first.
     """
-    config, ruler = setup.config, Ruler(folder, setup.config.trust_remote_code)
+    config = setup.config
+    ruler = Ruler(folder, config.trust_remote_code, config.prompts.template)
     problems: list[str] = []
     notes: list[str] = []
     for name in setup.sources:

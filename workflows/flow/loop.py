@@ -42,11 +42,12 @@ def run(
     confirmed: the user has said yes to what must be asked first. Raises the typed errors of `selfloop.workflows.errors`; the
     folder can be resumed after any of them, unless it was a start that committed nothing: then it is as it was before.
     """
-    setup, folder = Setup(config), RunFolder(run_dir)
+    folder = RunFolder(run_dir)
+    setup = Setup(config, folder.path)
     console = console or Console(config.iterations)
     with console:
         with console.doing("prompts are read, and the graph is checked with them"):
-            problems, notes = row_findings(setup, setup.folder)
+            problems, notes = row_findings(setup, setup.base)
             problems = [*unbuilt(config), *graph_problems(setup), *problems]
             problems += refuse_changed_data(setup, folder, confirmed)
         if problems:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +21,7 @@ from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.job import column_hash
 from selfloop.workflows.flow.plan import Planner
 from selfloop.workflows.flow.stream import SourceInfo
+from selfloop.workflows.flow.templates import lay_out
 from selfloop.workflows.judges.base import Verifier
 from selfloop.workflows.judges.verifiers import verifier
 from selfloop.workflows.recipes import RECIPES
@@ -51,11 +55,19 @@ def model_folder(model: str) -> Path:
         ) from error
 
 
+def scratch() -> Path:
+    """A folder that goes with this process."""
+    place = tempfile.mkdtemp(prefix="selfloop-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return Path(place)
+
+
 @dataclass(frozen=True)
 class Setup:
-    """Everything that is derived from the config alone."""
+    """Everything that is derived from the config alone. home: the run's folder; None: nothing that is made for the run stays."""
 
     config: Config
+    home: Path | None = None
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -121,8 +133,20 @@ class Setup:
         return SourceInfo(table.num_rows, columns, has_answers, per_iteration)
 
     @cached_property
-    def folder(self) -> Path:
+    def base(self) -> Path:
+        """The folder of the initial model as it was given."""
         return model_folder(self.config.model)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The initial model as the run sees it: with `prompts.template`, its files under another chat template."""
+        template = self.config.prompts.template
+        if template is None:
+            return self.base
+        from selfloop.workflows.flow.codec import codec_of
+
+        codec = codec_of(str(self.base), self.config.trust_remote_code, template)
+        return lay_out(self.base, codec, (self.home or scratch()) / "model")
 
     @cached_property
     def model_hash(self) -> str:

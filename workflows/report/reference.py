@@ -48,6 +48,22 @@ YAML, and `key.sub=value` on the command line. Relative paths and `module:functi
 started.
 """
 
+TEMPLATES = """## A chat template for a base model
+
+`prompts.template` is what all messages of a run are written with: samples, training, judges that are the policy, evaluation,
+`chat`. The run keeps the text in `config.json` and, in `model/`, links to the model's files beside it; every checkpoint and
+`export` has it as `chat_template.jinja`. `check` prints how a prompt looks with it and which token ends an answer; where that is
+not the model's own end token, `generation_config.json` of the policies lists both, so that other tools stop there, too. A
+template in the place of one that the model has is said.
+
+- `chatml`: `<|im_start|>user`, a line break, the text, `<|im_end|>`. Answers end with `<|im_end|>` where the vocabulary has it,
+  else with the tokenizer's own end token.
+- `plain`: `User:`, a line break, the text; answers end with the tokenizer's own end token. For any vocabulary.
+- a Jinja file, as `apply_chat_template` of transformers reads it. Its text counts: a file that changed is another config.
+
+A base model may never write the end token at first: see `cut_share`, and what the method does with cut answers.
+"""
+
 JUDGES = """## Judges of your own
 
 A model judges by a `PromptJudge` (`workflows/judges/base.py`): `messages(row)` is what it is asked, `parse(text)` reads a reply.
@@ -87,6 +103,7 @@ FILES = """## The run folder
 | --- | --- |
 | `config.json` | the whole config; the device and precision that the run began with; a hash of the rows of each source |
 | `environment.json` | packages, processor, and the folder that the run was started in |
+| `model/` | with `prompts.template`: the initial model's files, as links, and this chat template |
 | `metrics.jsonl`, `tensorboard/` | a line an iteration; 0 is the initial policy |
 | `events.jsonl` | what happened when and where: batches, commits, publishes, deaths |
 | `error.log` | tracebacks of failed commands; of a start that committed nothing it is in the folder for temporary files |
@@ -139,6 +156,7 @@ def reference() -> str:
         *sections(Config, ""),
         "## Settings of the methods",
         *methods(),
+        TEMPLATES,
         JUDGES,
         columns(),
         ANSWERS,

