@@ -55,7 +55,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
     touched = {key.split(".")[0] for key in broken}
     model = ModelFacts()
     if "model" not in touched:
-        model = take(found, check_model(config))
+        model = take(found, check_model(config, broken=broken))
         found.parameters = model.parameters
     if config.judge_model is not None:
         take(found, check_model(config, "judge_model"))

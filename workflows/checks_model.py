@@ -32,12 +32,13 @@ class ModelFacts:
     positions: int | None = None
 
 
-def check_model(config: Config, key: str = "model") -> ModelFacts:
-    """Problems of `model` or `judge_model`, with the settings that must fit it."""
+def check_model(config: Config, key: str = "model", broken: frozenset[str] = frozenset()) -> ModelFacts:
+    """Problems of `model` or `judge_model`, with the settings that must fit it. broken: keys whose values were wrong."""
     facts = look_at_model(getattr(config, key), key, config.trust_remote_code)
     if key == "model" and not facts.problems:
         look_at_dropout(config, facts)
-        look_at_template(config, facts)
+        if "prompts.template" not in broken:
+            look_at_template(config, facts)
     longest = config.generator.max_model_len or config.generator.max_tokens
     if facts.positions and longest > facts.positions:
         setting = "max_model_len" if config.generator.max_model_len else "max_tokens"

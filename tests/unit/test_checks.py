@@ -156,6 +156,13 @@ def test_model_without_chat_template(model: Path) -> None:
         "cannot be written for it. Set prompts.template to chatml, plain or a Jinja file, or take the instruct version of "
         "the model"
     ]
+    draft = read_config("quickstart", ["model=model", "prompts.template=chatlm"])
+    assert len(inspect(draft).problems) == 1  # the wrong value alone
+    prompts = Prompts(heldout=8, options={"size": 16}, template="plain")
+    assert found(model="model", prompts=prompts) == []
+    broken = prompts.model_copy(update={"template": "{{ messages"})
+    told = found(model="model", prompts=broken)  # once, by the model's check and by that of the rows
+    assert len(told) == 1 and told[0].startswith("the chat template of prompts.template cannot be parsed: ")
     (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
     assert found(model="model") == []
 
