@@ -472,3 +472,13 @@ def test_no_module_path_is_in_a_key() -> None:
     assert "selfloop." not in re.sub(
         r'"(?:[^"\\]|\\.)*?\\n(?:[^"\\]|\\.)*"', "", told
     )  # beside what sources say themselves
+
+
+def test_a_key_does_not_know_what_was_imported_before() -> None:
+    """torch is named by objectives and imported late: its classes are not one's own code, seen before or after."""
+    code = "from selfloop.workflows.flow.words import installed\nprint(installed('torch'), installed('torch.nn'))"
+    for before in ("", "import torch\n"):
+        ran = subprocess.run(
+            [sys.executable, "-c", before + code], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.split() == ["True", "True"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import re
@@ -32,9 +33,15 @@ def home(target: Any) -> str:
 
 @functools.cache
 def installed(module: str) -> bool:
-    """Whether a module is Python's own or a package that was installed, Selfloop aside."""
+    """Whether a module is Python's own or a package that was installed, Selfloop aside; the same before it is imported."""
     top = module.partition(".")[0]
-    path = getattr(sys.modules.get(module), "__file__", None) or ""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if path is None:
+        try:
+            path = getattr(importlib.util.find_spec(top), "origin", None)
+        except (ImportError, ValueError):  # a name that is no module's, or a module without a spec
+            path = None
+    path = path or ""
     return top in sys.stdlib_module_names or (top != HERE and bool(re.search("(site|dist)-packages", path)))
 
 
