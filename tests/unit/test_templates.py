@@ -159,6 +159,7 @@ def test_a_changed_file_is_another_config(base: Path, tmp_path: Path) -> None:
     setup = setup_of(base, tmp_path / "run", str(file))
     folder = RunFolder(tmp_path / "run")
     folder.open(setup.config.model_dump(mode="json"))
+    folder.commit_iteration(0, {})
     folder.close()
     assert folder.open(setup_of(base, None, str(file)).config.model_dump(mode="json"))
     folder.close()
