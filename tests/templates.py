@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from selfloop.workflows.pocket.tokenizer import build_tokenizer
+from selfloop.workflows.pocket.make.tokenizer import build_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

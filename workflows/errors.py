@@ -1,6 +1,21 @@
 """Every exception Selfloop raises on purpose. Each message says what was found, why it is wrong, and the way out.
 
 All of them pickle (they cross Ray), because each is built from one string.
+
+    SelfloopError
+        InputError
+        ClusterError
+        EngineError
+        JudgeError
+        RecipeError
+        SandboxError
+        ObjectiveError
+        TrainerError
+            NoSignalError
+        WeightsError
+        StoreError
+            RunLockedError
+        FailedRowsError
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfloop.actors.engines import EngineSpec
-    from selfloop.actors.trainer import TrainerSpec
+    from selfloop.actors.generate.spec import EngineSpec
+    from selfloop.actors.train.spec import TrainerSpec
 
 __all__ = ["Worker", "together", "trainer", "vllm"]
 
@@ -72,8 +72,8 @@ def vllm(spec: EngineSpec) -> Work:
 
     `sample` draws exactly as many tokens a prompt as the run did; `label` asks for the log-probs of label tokens.
     """
-    from selfloop.actors.engines.common import read_facts
-    from selfloop.actors.engines.vllm_start import engine_arguments, prepare_environment
+    from selfloop.actors.generate.vllm_start import engine_arguments, prepare_environment
+    from selfloop.workflows.models.facts import read_facts
 
     prepare_environment(spec)
     import torch
@@ -124,7 +124,7 @@ def trainer(spec: TrainerSpec) -> Work:
     import torch
 
     torch.set_num_threads(spec.threads)
-    from selfloop.actors.zero import join_group
+    from selfloop.actors.train.model.zero import join_group
 
     join_group(spec.device, 0, 1, ("127.0.0.1", 0))
     import deepspeed

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.config import Config
-from selfloop.workflows.flow.job import Job
-from selfloop.workflows.flow.loop import restore
-from selfloop.workflows.flow.ray_runtime import ray_runtime
-from selfloop.workflows.flow.setup import Setup
-from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.executor.run import ray_runtime
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
 from selfloop.workflows.judges.votes import VoteShare
 from selfloop.workflows.objectives.dpo import DPO
-from selfloop.workflows.recipes.base import Recipe
-from selfloop.workflows.recipes.rules import MostAgainstLeast
 from selfloop.workflows.report.console import Console
-from selfloop.workflows.store.run import RunFolder
+from selfloop.workflows.rules.pairs import MostAgainstLeast
+from selfloop.workflows.run.job import Job
+from selfloop.workflows.run.loop import restore
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.folder import RunFolder
 from tests.benchmarks.machine import Load, describe, equal_priority
 
 SAMPLES = 4

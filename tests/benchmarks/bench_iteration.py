@@ -23,18 +23,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfloop.actors.batching import Plan
+from selfloop.actors.train.rows.plan import Plan
 from selfloop.workflows.config import Config, load_config
-from selfloop.workflows.flow.cluster import HUGE_PAGES
-from selfloop.workflows.flow.codec import Codec
+from selfloop.workflows.executor.connect import HUGE_PAGES
+from selfloop.workflows.executor.run import run
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.loop import run
-from selfloop.workflows.flow.ops import Sample
-from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.flow.verbs.sample import Sample
 from selfloop.workflows.judges.base import PromptJudge
+from selfloop.workflows.models.codec import Codec
 from selfloop.workflows.report.console import Console
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.parts import read_batches
-from selfloop.workflows.store.run import RunFolder
 from tests.benchmarks import bare
 from tests.benchmarks.machine import Load, cpu_of, describe, equal_priority, spread, tree
 

@@ -29,7 +29,7 @@ def one_side(side: str, tokens: int, vocabulary: int, width: int, report: Any) -
     """Processor seconds, and MiB above the inputs, of one forward and backward pass after a small one."""
     import torch
 
-    from selfloop.actors.logprobs import head_logprobs
+    from selfloop.actors.train.model.logprobs import head_logprobs
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

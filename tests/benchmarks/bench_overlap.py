@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 from selfloop.workflows.config import Config
-from selfloop.workflows.flow.loop import restore
-from selfloop.workflows.flow.ray_runtime import ray_runtime
+from selfloop.workflows.executor.run import ray_runtime
 from selfloop.workflows.report.console import Console
-from selfloop.workflows.store.run import RunFolder
+from selfloop.workflows.run.loop import restore
+from selfloop.workflows.store.folder import RunFolder
 from tests.benchmarks.machine import Load, describe, equal_priority, spread
 from tests.benchmarks.stages import Stages
 from tests.unit.flows import setup_of

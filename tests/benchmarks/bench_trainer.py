@@ -41,7 +41,8 @@ def rows_for(count: int, group: int, vocabulary: int = 300) -> pa.Table:
 
 def calls(model: str, rows: int, group: int, count: int, zero: int) -> dict[str, float]:
     """Mean seconds a call over `count` GRPO-like train calls that continue one another, the first left out."""
-    from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainWork
+    from selfloop.actors.train.spec import TrainerSpec, TrainWork
+    from selfloop.actors.train.trainer import TrainerRank
     from selfloop.workflows.objectives.policy_gradient import GRPO
 
     began = time.process_time()
@@ -99,8 +100,8 @@ def bare_loop(model: str, rows: int, group: int, micro: int = 32, repeats: int =
 def padding(pairs: int = 256, budget: int = 8192) -> dict[str, float]:
     """Share of padding in the micro-batches of pairs whose sides' lengths are skewed (log-normal, 2 to 1,500 tokens): end to
     end, where architectures allow it, and in padded lines."""
-    from selfloop.actors.batching import Shapes, cut
-    from selfloop.actors.examples import sequences_view
+    from selfloop.actors.train.rows.plan import Shapes, cut
+    from selfloop.actors.train.rows.views import sequences_view
 
     rng = np.random.default_rng(0)
     lengths = rng.lognormal(4.0, 1.0, (2, pairs)).astype(int).clip(2, 1500)

@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfloop.workflows.data.schema import Message
-from selfloop.workflows.flow.codec import Codec
-from selfloop.workflows.judges.mtbench import Pairwise, Pointwise
-from selfloop.workflows.judges.rubric import AdditiveRubric
+from selfloop.workflows.judges.prompts.mtbench import Pairwise, Pointwise
+from selfloop.workflows.judges.prompts.rubric import AdditiveRubric
+from selfloop.workflows.models.codec import Codec
 from selfloop.workflows.pocket import roles
-from selfloop.workflows.pocket.demonstrations import wrong_answer
-from selfloop.workflows.pocket.player import Player, load
+from selfloop.workflows.pocket.make.player import Player, load
+from selfloop.workflows.pocket.mistakes import wrong_answer
 from selfloop.workflows.pocket.source import POCKET_MODEL
 from selfloop.workflows.pocket.tasks import Task, generate
 

@@ -6,11 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
 from selfloop.workflows.judges.base import GroupJudge
 from selfloop.workflows.objectives.sft import SFT
 from selfloop.workflows.pocket.roles import PocketPointJudge
-from selfloop.workflows.recipes.base import Recipe
 
 __all__ = ["Sleeper", "Stages"]
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from selfloop.actors.generator import Generator
-from selfloop.actors.weights import folder_tensors, receipt_of
+from selfloop.actors.generate.generator import Generator
+from selfloop.actors.weights.folder import folder_tensors
+from selfloop.actors.weights.receipt import receipt_of
 
 FAULTS = ("back to disk after sleep", "a tensor is not delivered", "the cache is kept", "the publish is missed",
           "the publish is not applied")  # fmt: skip

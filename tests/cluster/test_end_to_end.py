@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from selfloop.workflows.store.run import RunFolder
-
-from ..models import random_qwen2
-from ..unit.flows import rows_of
+from selfloop.workflows.store.folder import RunFolder
+from tests.models import random_qwen2
+from tests.unit.flows import rows_of
 
 pytestmark = pytest.mark.real
 SELFLOOP = str(Path(sys.executable).with_name("selfloop"))

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import pytest
 
-from selfloop.actors.engines import Ask, EngineSpec, Reply, SamplingParams
-from selfloop.actors.engines.transformers import TransformersEngine
-from selfloop.actors.engines.vllm import VllmEngine
-from selfloop.actors.weights import folder_tensors, receipt_of
+from selfloop.actors.generate.spec import EngineSpec
+from selfloop.actors.generate.transformers import TransformersEngine
+from selfloop.actors.generate.vllm import VllmEngine
+from selfloop.actors.weights.folder import folder_tensors
+from selfloop.actors.weights.receipt import receipt_of
 from selfloop.workflows.errors import EngineError
+from selfloop.workflows.flow.asks import Ask, Reply, SamplingParams
 
 pytestmark = pytest.mark.real
 
@@ -245,7 +247,7 @@ def test_greedy_tokens_are_those_of_transformers(engine: VllmEngine, folders: li
 
 
 def test_greedy_tokens_of_the_pocket_model_are_those_of_transformers() -> None:
-    from selfloop.workflows.flow.codec import Codec
+    from selfloop.workflows.models.codec import Codec
     from selfloop.workflows.pocket.source import POCKET_MODEL, pocket_prompts
 
     codec = Codec(POCKET_MODEL)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..unit.flows import rows_of
+from tests.unit.flows import rows_of
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]

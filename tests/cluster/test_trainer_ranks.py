@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfloop.actors.trainer import TrainerRank
+from selfloop.actors.train.trainer import TrainerRank
 from selfloop.workflows.objectives.dpo import DPO
 from tests.cluster.trainer_ranks import lora_spec, lora_work, other_works
-from tests.unit.trainer_rows import Shifted, pair_rows, response_rows, spec_of, tiny_model, work_of
+from tests.unit.train.trainer_rows import Shifted, pair_rows, response_rows, spec_of, tiny_model, work_of
 
 pytestmark = pytest.mark.real
 

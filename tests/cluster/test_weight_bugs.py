@@ -11,11 +11,10 @@ import pytest
 
 from selfloop.workflows.config import load_config
 from selfloop.workflows.errors import EngineError, SelfloopError, WeightsError
-from selfloop.workflows.flow.setup import Setup
-from selfloop.workflows.store.run import RunFolder
-
-from ..faults.harness import events
-from .faulty import FAULTS
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.folder import RunFolder
+from tests.cluster.faulty import FAULTS
+from tests.faults.harness import events
 
 pytestmark = pytest.mark.real
 SMALL = ["iterations=2", "prompts.per_iteration=24", "prompts.heldout=8", "evaluation.samples=1", "settings.epochs=1",
@@ -35,15 +34,15 @@ def actors(setup: Setup) -> Iterator[Any]:
     """Two vLLM engines and a DeepSpeed rank, whose engines are told to sleep before each training as on a shared GPU."""
     import ray
 
-    from selfloop.workflows.flow import cluster
-
-    from .faulty import Faulty
+    from selfloop.workflows.executor import actors as actors_module
+    from selfloop.workflows.executor.connect import connect
+    from tests.cluster.faulty import Faulty
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "Generator", Faulty)
-        cluster.connect(setup.config)
-        specs = cluster.Specs(*setup.specs(0)[:2], setup.probe_messages, 1e-3)
-        made = cluster.Actors(setup.config, specs, 0)
+        patch.setattr(actors_module, "Generator", Faulty)
+        connect(setup.config)
+        specs = actors_module.Specs(*setup.specs(0)[:2], setup.probe_messages, 1e-3)
+        made = actors_module.Actors(setup.config, specs, 0)
         made.wait_until_ready()
         made.specs = replace(specs, engine=replace(specs.engine, device="cuda"))
         yield made
@@ -59,9 +58,10 @@ def arm(actors: Any, *faults: str) -> None:
 
 def go(actors: Any, setup: Setup, path: Path) -> list[Any]:
     """A run; the iterations in which it trained."""
-    from selfloop.workflows.flow.executor import Executor
-    from selfloop.workflows.flow.loop import loop, make_job
+    from selfloop.workflows.executor.schedule import Executor
     from selfloop.workflows.report.console import Console
+    from selfloop.workflows.run.job import make_job
+    from selfloop.workflows.run.loop import loop
 
     actors.engines.model = actors.trainer.loaded = ""
     for replica in actors.engines.replicas:
@@ -114,8 +114,8 @@ def test_a_publish_in_the_middle_of_a_prompt_group_is_refused(
     """By the engine, which still runs requests; and where an engine would let it happen, by the replica around it."""
     import ray
 
-    from selfloop.workflows.flow.job import Place
-    from selfloop.workflows.flow.loop import make_job
+    from selfloop.workflows.run.job import make_job
+    from selfloop.workflows.store.checkpoint import Place
 
     arm(actors, "", "")
     place = Place(str(setup.folder), None, None, setup.model_hash)

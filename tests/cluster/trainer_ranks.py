@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainWork
+from selfloop.actors.train.spec import TrainerSpec, TrainWork
+from selfloop.actors.train.trainer import TrainerRank
 from selfloop.workflows.config import Lora
 from selfloop.workflows.errors import SelfloopError
 from selfloop.workflows.objectives.base import Batch, Loss
 from selfloop.workflows.objectives.dpo import DPO
 from selfloop.workflows.objectives.muscle import MUSCLE
 from selfloop.workflows.objectives.reward_model import BradleyTerry
-from tests.unit.trainer_rows import Likelihood, Shifted, pair_rows, response_rows, spec_of, work_of
+from tests.unit.train.trainer_rows import Likelihood, Shifted, pair_rows, response_rows, spec_of, work_of
 
 
 class Dies(Likelihood):

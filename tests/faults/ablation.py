@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.config import Config
-from selfloop.workflows.flow.loop import run
-from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.executor.run import run
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
 from selfloop.workflows.judges.votes import VoteShare
 from selfloop.workflows.objectives import OBJECTIVES
-from selfloop.workflows.recipes import RECIPES, Recipe
-from selfloop.workflows.recipes.rules import MostAgainstLeast
+from selfloop.workflows.recipes import RECIPES
 from selfloop.workflows.report.console import Console, Terminal
 from selfloop.workflows.report.why import why
+from selfloop.workflows.rules.pairs import MostAgainstLeast
+from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.parts import read_table
-from selfloop.workflows.store.run import RunFolder
-
-from .harness import events
+from tests.faults.harness import events
 
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("dpo", {}),

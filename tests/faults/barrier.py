@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selfloop.workflows.cli import main
-from selfloop.workflows.flow.executor import Executor
+from selfloop.workflows.executor.schedule import Executor
 
 if __name__ == "__main__":
     Executor.streaming = False

@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .harness import committed_twice, events, finish, kill_actor, kill_driver, result, start
-from .matrix import CONFIG
+from tests.faults.harness import committed_twice, events, finish, kill_actor, kill_driver, result, start
+from tests.faults.matrix import CONFIG
 
 ITERATIONS = 4
 ROLES = ("driver", "Generator", "Generator", "Rank", "Worker")

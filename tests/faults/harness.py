@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.parts import read_table, row_hash
-from selfloop.workflows.store.run import RunFolder
 
 SELFLOOP = str(Path(sys.executable).with_name("selfloop"))
 Event = dict[str, Any]

@@ -15,7 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .harness import committed_twice, events, finish, go_on, kill_actor, kill_driver, result, start, wait_for
+from tests.faults.harness import (
+    committed_twice,
+    events,
+    finish,
+    go_on,
+    kill_actor,
+    kill_driver,
+    result,
+    start,
+    wait_for,
+)
 
 CONFIG = """
 recipe: self-rewarding
@@ -94,7 +104,7 @@ def kills(config: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
 
     def before_publishing(run: Path) -> None:
         """Kill the driver once the training is committed, and before its weights are served."""
-        from selfloop.workflows.store.run import RunFolder
+        from selfloop.workflows.store.folder import RunFolder
 
         process = start(config, run)
         while "train" not in RunFolder(run).manifest(1)["nodes"]:

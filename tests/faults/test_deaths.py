@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .harness import (
+from tests.faults.harness import (
     committed_twice,
     events,
     finish,
@@ -159,15 +159,15 @@ def test_a_killed_worker_is_replaced(config: Path, undisturbed: dict[str, str], 
 def test_a_poison_row_fails_alone(config: Path, tmp_path: Path) -> None:
     """A prompt that ends every process it is sent to becomes failed rows; all others are there."""
     from selfloop.workflows.config import load_config
-    from selfloop.workflows.flow.codec import Codec
-    from selfloop.workflows.flow.setup import Setup
+    from selfloop.workflows.models.codec import Codec
+    from selfloop.workflows.run.setup import Setup
 
     setup = Setup(load_config(str(config), []))
     poison = Codec(setup.folder).encode(setup.sources["prompts"]["prompt"][0].as_py())
     run = tmp_path / "run"
     fail = f"generator.options.fail_on={{ids: {poison}, how: exit}}"
     finish(start(config, run, fail, "iterations=1", "prompts.per_iteration=200", "max_failed_rows=0.05"), run)
-    from ..unit.flows import rows_of
+    from tests.unit.flows import rows_of
 
     rows = rows_of(run, 1, "sample")
     failed = [row for row in rows if row["status"] == "failed"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import committed_twice, events, finish, result, start
+from tests.faults.harness import committed_twice, events, finish, result, start
 
 pytestmark = pytest.mark.real
 CONFIG = """

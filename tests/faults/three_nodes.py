@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .harness import events
+from tests.faults.harness import events
 
 
 def kill_the_busy_node(cluster: Any, nodes: list[Any], run: Path, after: int) -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     from selfloop.workflows.config import load_config
-    from selfloop.workflows.flow.loop import run
+    from selfloop.workflows.executor.run import run
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]

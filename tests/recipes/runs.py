@@ -7,18 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfloop.actors.engines import EngineSpec
-from selfloop.actors.engines.fake import FakeEngine
-from selfloop.actors.fakes import FakeTrainer
-from selfloop.actors.trainer import TrainerRank, TrainerSpec, TrainResult, TrainWork
+from selfloop.actors.generate.fake import FakeEngine
+from selfloop.actors.generate.spec import EngineSpec
+from selfloop.actors.train.fake import FakeTrainer
+from selfloop.actors.train.spec import TrainerSpec, TrainResult, TrainWork
+from selfloop.actors.train.trainer import TrainerRank
 from selfloop.workflows.config import Config
-from selfloop.workflows.flow.codec import codec_of
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.job import Job
-from selfloop.workflows.flow.loop import Runtime, local_runtime, loop
-from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.models.codec import codec_of
 from selfloop.workflows.report.console import Console
-from selfloop.workflows.store.run import RunFolder
+from selfloop.workflows.run.job import Job
+from selfloop.workflows.run.local import local_runtime
+from selfloop.workflows.run.loop import Runtime, loop
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.folder import RunFolder
 from tests.unit.flows import fake_config, rows_of
 
 __all__ = [

@@ -11,11 +11,11 @@ import pytest
 from selfloop import configs
 from selfloop.workflows.config import load_config
 from selfloop.workflows.flow.lint import lint, lint_graph
-from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.recipes import RECIPES
-from selfloop.workflows.store.run import RunFolder
-
-from .runs import pocket_config, rows_of, run_recipe
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.folder import RunFolder
+from tests.recipes.runs import pocket_config, run_recipe
+from tests.unit.flows import rows_of
 
 SLUGS = sorted(RECIPES)
 CONFIGS = sorted(Path(str(configs.__file__)).parent.glob("*.yaml"))

@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 
 from selfloop.workflows.errors import NoSignalError
-from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.objectives.sft import SFT
-
-from .runs import (
+from selfloop.workflows.run.setup import Setup
+from tests.recipes.runs import (
     by_seed,
     fake_trainer,
     graph_of,
     pocket_config,
     real_trainer,
-    rows_of,
     run_recipe,
     trained_rows,
 )
+from tests.unit.flows import rows_of
 
 SETTINGS = {"samples": 8, "cap": 3}
 

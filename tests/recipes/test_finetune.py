@@ -15,15 +15,14 @@ from selfloop.workflows.checks import problems
 from selfloop.workflows.config import Config
 from selfloop.workflows.data.schema import MESSAGES
 from selfloop.workflows.errors import InputError, RecipeError
-from selfloop.workflows.evaluation.own import OwnMetrics
-from selfloop.workflows.flow.codec import codec_of
-from selfloop.workflows.flow.keys import identity
-from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.models.codec import codec_of
 from selfloop.workflows.objectives import KTO, OBJECTIVES, SFT, SimPO
-from selfloop.workflows.recipes.finetune import SERVED, Finetune
-from selfloop.workflows.recipes.given import differing, first_against_second, mismatched
-
-from .runs import fake_trainer, graph_of, pocket_config, real_trainer, run_recipe, trained_rows
+from selfloop.workflows.objectives.heldout import OwnMetrics
+from selfloop.workflows.recipes.imitation.finetune import SERVED, Finetune
+from selfloop.workflows.recipes.imitation.given import differing, first_against_second, mismatched
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.keys import identity
+from tests.recipes.runs import fake_trainer, graph_of, pocket_config, real_trainer, run_recipe, trained_rows
 
 FIVE = ("dpo", "simpo", "kto", "orpo", "sft")
 PAIRS = [{"prompt": f"add {n} {n}", "chosen": str(2 * n), "rejected": str(3 * n)} for n in range(11, 35)]

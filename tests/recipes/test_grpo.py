@@ -13,14 +13,14 @@ import pytest
 
 from selfloop.workflows.config import load_config
 from selfloop.workflows.errors import NoSignalError
-from selfloop.workflows.flow.describe import describe
-from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.objectives.policy_gradient import GRPO
-from selfloop.workflows.recipes.group_rules import Advantages, Groups, Rewards
-from selfloop.workflows.recipes.grpo import VARIANTS, GroupRelative
-from selfloop.workflows.report.reference import reference
-
-from .runs import fake_trainer, graph_of, pocket_config, real_trainer, rows_of, run_recipe, trained_rows
+from selfloop.workflows.recipes.reinforcement.grpo import VARIANTS, GroupRelative
+from selfloop.workflows.report.graph import describe
+from selfloop.workflows.report.pages.reference import reference
+from selfloop.workflows.rules.groups import Advantages, Groups, Rewards
+from selfloop.workflows.run.setup import Setup
+from tests.recipes.runs import fake_trainer, graph_of, pocket_config, real_trainer, run_recipe, trained_rows
+from tests.unit.flows import rows_of
 
 RNG = random.Random(0)
 VARIANT = pytest.mark.parametrize("variant", sorted(VARIANTS))

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import typer
 
-from selfloop.workflows.chat import checkpoint_of
-from selfloop.workflows.cli_outcomes import outcomes
+from selfloop.workflows.cli.chat import checkpoint_of
+from selfloop.workflows.cli.outcomes import outcomes
 from selfloop.workflows.config import read_config
 from selfloop.workflows.errors import NoSignalError
-from selfloop.workflows.flow.setup import Setup
 from selfloop.workflows.recipes import RECIPES
-from selfloop.workflows.recipes.grpo import GroupRelative
+from selfloop.workflows.recipes.reinforcement.grpo import GroupRelative
 from selfloop.workflows.report.show import show
 from selfloop.workflows.report.why import why
-from selfloop.workflows.store.run import RunFolder
-from selfloop.workflows.trackers import read_metrics
-
-from .runs import Reply, by_seed, fake_trainer, pocket_config, rows_of, run_recipe
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.folder import RunFolder
+from selfloop.workflows.store.metrics import read_metrics
+from tests.recipes.runs import Reply, by_seed, fake_trainer, pocket_config, run_recipe
+from tests.unit.flows import rows_of
 
 DR_GRPO = {"variant": "dr-grpo", "samples": 4}
 

@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from selfloop.workflows.config import Config
+from selfloop.workflows.flow.iteration import Iteration
 from selfloop.workflows.flow.lint import lint
-from selfloop.workflows.flow.loop import loop
-from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
 from selfloop.workflows.flow.surgery import ScalarHead
 from selfloop.workflows.objectives import MUSCLE, PPO, SFT, BradleyTerry, ValueLoss
-from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.report.console import Console
-from selfloop.workflows.store.run import RunFolder
-from tests.recipes.runs import Watched, by_seed, fake_trainer, local, pocket_config, real_trainer, rows_of
+from selfloop.workflows.run.loop import loop
+from selfloop.workflows.store.folder import RunFolder
+from tests.recipes.runs import Watched, by_seed, fake_trainer, local, pocket_config, real_trainer
 from tests.recipes.sketches.muscle import Muscle
 from tests.recipes.sketches.ppo import ProximalPolicy, RewardJudged
-from tests.unit.flows import setup_of
+from tests.unit.flows import rows_of, setup_of
 
 
 def run(recipe: Recipe, path: Path, trainer: Any = None, **more: Any) -> tuple[list[dict[str, Any]], Watched]:

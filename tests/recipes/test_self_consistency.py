@@ -11,24 +11,23 @@ import pytest
 import yaml
 
 from selfloop import configs
-from selfloop.workflows.flow.ops import Pair
-from selfloop.workflows.flow.setup import Setup
-from selfloop.workflows.flow.voting import vote_notes
+from selfloop.workflows.flow.verbs.rules import Pair
 from selfloop.workflows.judges.answers import extract_answer
 from selfloop.workflows.objectives.dpo import ScPO
-from selfloop.workflows.recipes.rules import MostAgainstLeast
-
-from . import runs
-from .runs import (
+from selfloop.workflows.rules.pairs import MostAgainstLeast
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.run.voting import vote_notes
+from tests.recipes import runs
+from tests.recipes.runs import (
     by_seed,
     fake_trainer,
     graph_of,
     pocket_config,
     real_trainer,
-    rows_of,
     run_recipe,
     trained_rows,
 )
+from tests.unit.flows import rows_of
 
 SETTINGS = {"samples": 8, "threshold": 0.25}
 

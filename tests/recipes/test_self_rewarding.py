@@ -8,19 +8,11 @@ from typing import Any
 
 import pytest
 
-from selfloop.workflows.flow.judging import JudgeBy
-from selfloop.workflows.judges.rubric import AdditiveRubric, ScoreOnly
-from selfloop.workflows.trackers import read_metrics
-
-from .runs import (
-    fake_trainer,
-    graph_of,
-    pocket_config,
-    real_trainer,
-    rows_of,
-    run_recipe,
-    trained_rows,
-)
+from selfloop.workflows.flow.verbs.judge import JudgeBy
+from selfloop.workflows.judges.prompts.rubric import AdditiveRubric, ScoreOnly
+from selfloop.workflows.store.metrics import read_metrics
+from tests.recipes.runs import fake_trainer, graph_of, pocket_config, real_trainer, run_recipe, trained_rows
+from tests.unit.flows import rows_of
 
 SETTINGS = {"samples": 4, "votes": 3}
 

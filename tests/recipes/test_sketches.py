@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from selfloop.actors.engines import EngineSpec, make_engine
-from selfloop.actors.fakes import FakeTrainer
+from selfloop.actors.generate.generator import make_engine
+from selfloop.actors.generate.spec import EngineSpec
+from selfloop.actors.train.fake import FakeTrainer
 from selfloop.workflows.flow.lint import lint
-from selfloop.workflows.flow.loop import local_runtime, loop
+from selfloop.workflows.flow.recipe import Recipe
 from selfloop.workflows.pocket.source import POCKET_MODEL
-from selfloop.workflows.recipes.base import Recipe
 from selfloop.workflows.report.console import Console
-from selfloop.workflows.store.run import RunFolder
-
-from ..unit.flows import fake_config, rows_of, setup_of
-from .sketches import (
+from selfloop.workflows.run.local import local_runtime
+from selfloop.workflows.run.loop import loop
+from selfloop.workflows.store.folder import RunFolder
+from tests.recipes.sketches import (
     answers,
     augcon,
     cut,
@@ -37,6 +37,7 @@ from .sketches import (
     temporal_self_rewarding,
     tree_plv,
 )
+from tests.unit.flows import fake_config, rows_of, setup_of
 
 SKETCHES: dict[str, tuple[Recipe, answers.Says]] = {
     "dno": (dno.DNO(), answers.dno),

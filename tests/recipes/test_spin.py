@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from selfloop.workflows.flow.codec import codec_of
-from selfloop.workflows.flow.setup import Setup
+from selfloop.workflows.models.codec import codec_of
 from selfloop.workflows.objectives.dpo import SPIN
-from selfloop.workflows.recipes.per_iteration import of_iteration
-from selfloop.workflows.recipes.spin import SelfPlay
-
-from .runs import fake_trainer, graph_of, pocket_config, real_trainer, rows_of, run_recipe, trained_rows
+from selfloop.workflows.recipes.preference.per_iteration import of_iteration
+from selfloop.workflows.recipes.preference.spin import SelfPlay
+from selfloop.workflows.run.setup import Setup
+from tests.recipes.runs import fake_trainer, graph_of, pocket_config, real_trainer, run_recipe, trained_rows
+from tests.unit.flows import rows_of
 
 PROMPTS = 24
 

@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfloop.actors.engines import EngineSpec, make_engine
-from selfloop.actors.fakes import FakeTrainer
+from selfloop.actors.generate.generator import make_engine
+from selfloop.actors.generate.spec import EngineSpec
+from selfloop.actors.train.fake import FakeTrainer
 from selfloop.workflows.config import Config
-from selfloop.workflows.flow.job import Job
-from selfloop.workflows.flow.loop import Runtime, local_runtime, loop
-from selfloop.workflows.flow.setup import Setup
-from selfloop.workflows.recipes.base import Recipe
+from selfloop.workflows.flow.recipe import Recipe
 from selfloop.workflows.report.console import Console
+from selfloop.workflows.run.job import Job
+from selfloop.workflows.run.local import local_runtime
+from selfloop.workflows.run.loop import Runtime, loop
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.parts import read_table
-from selfloop.workflows.store.run import RunFolder
 
 PREFERENCES = {
     "train": {"options": {"preferences": True, "size": 24}},
@@ -67,8 +69,8 @@ def runtime_of(name: str, setup: Setup, folder: RunFolder) -> Iterator[tuple[Run
         spec = EngineSpec(generator.engine, str(setup.folder), options=dict(generator.options))
         yield local_runtime(setup, folder, make_engine(spec), FakeTrainer(str(setup.folder)))
         return
-    from selfloop.workflows.flow.executor import Executor
-    from selfloop.workflows.flow.loop import make_job
+    from selfloop.workflows.executor.schedule import Executor
+    from selfloop.workflows.run.job import make_job
 
     actors = shared_actors(setup)
     actors.engines.model = actors.trainer.loaded = ""
@@ -83,7 +85,8 @@ def shared_actors(setup: Setup) -> Any:
     """Ray and a run's actors, started once a test session and kind of generator."""
     import ray
 
-    from selfloop.workflows.flow.cluster import Actors, Specs, connect
+    from selfloop.workflows.executor.actors import Actors, Specs
+    from selfloop.workflows.executor.connect import connect
 
     kind = setup.config.generator.model_dump_json()
     if kind not in ACTORS:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from selfloop.workflows.flow.keys import identity
-from selfloop.workflows.flow.ops import Op, Source
+from selfloop.workflows.flow.verbs.base import Op
+from selfloop.workflows.flow.verbs.source import Source
 from selfloop.workflows.objectives.base import Objective
+from selfloop.workflows.store.keys import identity
 
 __all__ = ["Graph", "ModelRef", "Node", "Training"]
 

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph, Node
-from selfloop.workflows.flow.grow import Gate
-from selfloop.workflows.flow.judging import JudgeOp
-from selfloop.workflows.flow.measure import Measure
-from selfloop.workflows.flow.ops import Concat, Merge, Op, Save, Source, Summary
 from selfloop.workflows.flow.plan import Planner
 from selfloop.workflows.flow.provenance import kept_rows, made_before
+from selfloop.workflows.flow.verbs.base import Op
+from selfloop.workflows.flow.verbs.grow import Gate
+from selfloop.workflows.flow.verbs.join import Concat, Merge, Save
+from selfloop.workflows.flow.verbs.judge import JudgeOp
+from selfloop.workflows.flow.verbs.measure import Measure
+from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.whole import Summary
 from selfloop.workflows.judges.verifiers import FunctionVerifier
 from selfloop.workflows.objectives.columns import needed_columns
 

@@ -9,15 +9,19 @@ from typing import Any
 import pyarrow as pa
 
 from selfloop.workflows.config import Evaluation
-from selfloop.workflows.config_errors import in_short
+from selfloop.workflows.config.sentences import in_short
 from selfloop.workflows.errors import InputError, SelfloopError, blamed
-from selfloop.workflows.flow import ops
 from selfloop.workflows.flow.graph import Graph, ModelRef
-from selfloop.workflows.flow.judging import JudgeOp
-from selfloop.workflows.flow.stream import Builder, Iteration, Model, SourceInfo, Stream
+from selfloop.workflows.flow.iteration import Iteration, SourceInfo
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Builder, Model, Stream
+from selfloop.workflows.flow.verbs.base import Op
+from selfloop.workflows.flow.verbs.join import Save
+from selfloop.workflows.flow.verbs.judge import JudgeOp
+from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.whole import Summary
 from selfloop.workflows.judges.answers import Extract
 from selfloop.workflows.judges.base import Figure, Verifier
-from selfloop.workflows.recipes.base import Recipe
 
 __all__ = ["HeldoutSummary", "Planner"]
 
@@ -72,7 +76,7 @@ class Planner:
     def build(self, index: int, sources: dict[str, SourceInfo]) -> Graph:
         builder = Builder(index)
         first = self.build(1, sources) if index > 1 else Graph(0)
-        saved = {node.name: node.columns for node in first if isinstance(node.op, ops.Save)}
+        saved = {node.name: node.columns for node in first if isinstance(node.op, Save)}
         scalar = frozenset(role for role, model in first.outputs.items() if model.head != "none")
         it = Iteration(builder, index, sources, self.checker, self.max_tokens, saved, scalar_roles=scalar)
         if index == 0:
@@ -111,9 +115,7 @@ class Planner:
         )
         if earlier >= 0:
             inputs.append(self.stored(it, earlier, GREEDY, greedy))
-        sampled.add(
-            ops.Summary(HeldoutSummary(chosen.bootstrap, extract, figure)), *inputs, name="evaluation"
-        )
+        sampled.add(Summary(HeldoutSummary(chosen.bootstrap, extract, figure)), *inputs, name="evaluation")
         it.builder.evaluation = False
 
     def verified(self, it: Iteration) -> bool:
@@ -124,7 +126,7 @@ class Planner:
     @staticmethod
     def stored(it: Iteration, iteration: int, node: str, like: Stream) -> Stream:
         """The committed rows of a node of an earlier iteration."""
-        return it.builder.stream(ops.Source(f"@{iteration}/{node}", has=like.columns), (), f"{node}-before")
+        return it.builder.stream(Source(f"@{iteration}/{node}", has=like.columns), (), f"{node}-before")
 
 
 def written(recipe: Recipe, it: Iteration) -> Model | dict[str, Model]:
@@ -139,7 +141,7 @@ def written(recipe: Recipe, it: Iteration) -> Model | dict[str, Model]:
         ) from error
 
 
-def reads_answer(op: ops.Op) -> bool:
+def reads_answer(op: Op) -> bool:
     """Whether a node may read the gold answer: a judge that does not say what it reads may."""
     return "answer" in op.reads or (isinstance(op, JudgeOp) and op.judge.sees_answer)
 

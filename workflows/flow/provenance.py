@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.graph import Graph, Node
-from selfloop.workflows.flow.ops import Demonstrate, Sample, Source
-from selfloop.workflows.flow.play import Play
+from selfloop.workflows.flow.verbs.play import Play
+from selfloop.workflows.flow.verbs.sample import Demonstrate, Sample
+from selfloop.workflows.flow.verbs.source import Source
 
 __all__ = ["Writer", "Writers", "kept_rows", "made_before", "refuse_strangers", "writers_of"]
 

@@ -3,8 +3,8 @@ r"""Reading the final answer out of a response, and when two answers mean the sa
 An answer is a string. `extract_answer` finds it, `equivalent` compares two by meaning, `canonical` gives equal
 strings to equal answers. Nothing here knows which answer is right. What cannot be read abstains: None.
 
-One finder serves all; `math` (judges/expressions.py) finds by the same markers and reads the answer whole. Rule by rule, ours
-beside GSM8K's strict match, lm-eval's flexible match, MATH's last box and DAPO's reward:
+One finder serves all; `math` (judges/math/expressions.py) finds by the same markers and reads the answer whole. Rule by rule,
+ours beside GSM8K's strict match, lm-eval's flexible match, MATH's last box and DAPO's reward:
 
 | rule | ours | GSM8K | lm-eval | MATH | DAPO |
 | --- | --- | --- | --- | --- | --- |
@@ -32,9 +32,15 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from selfloop.workflows.judges.choices import HEADING, alone, marked_choice, stated_choice
-from selfloop.workflows.judges.latex import BOX, SPAN, box_at, plain_text, squeezed, tidy, unwrapped
-from selfloop.workflows.judges.numbers import LONGEST, first_number, last_number, never_a_number, whole_number
+from selfloop.workflows.judges.reading.choices import HEADING, alone, marked_choice, stated_choice
+from selfloop.workflows.judges.reading.latex import BOX, SPAN, box_at, plain_text, squeezed, tidy, unwrapped
+from selfloop.workflows.judges.reading.numbers import (
+    LONGEST,
+    first_number,
+    last_number,
+    never_a_number,
+    whole_number,
+)
 
 __all__ = [
     "LONGEST",

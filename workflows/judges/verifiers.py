@@ -18,10 +18,10 @@ from pydantic import Field, model_validator
 from selfloop.workflows.errors import InputError, JudgeError
 from selfloop.workflows.judges.answers import Extract, equivalent, extract_answer, no_number
 from selfloop.workflows.judges.base import Comparison, Row, Verifier
-from selfloop.workflows.judges.expressions import final_expression, form_of
-from selfloop.workflows.judges.math_pool import compare, require_math_verify
-from selfloop.workflows.judges.math_worker import score
-from selfloop.workflows.judges.numbers import CLOCK
+from selfloop.workflows.judges.math.expressions import final_expression, form_of
+from selfloop.workflows.judges.math.process import compare, require_math_verify
+from selfloop.workflows.judges.math.worker import score
+from selfloop.workflows.judges.reading.numbers import CLOCK
 
 __all__ = ["VERIFIERS", "AnswerVerifier", "Choice", "Exact", "FunctionVerifier", "Math", "Number", "verifier"]
 

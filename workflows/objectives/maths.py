@@ -10,7 +10,17 @@ if TYPE_CHECKING:
 
     from selfloop.workflows.objectives.base import Batch, Normalizer, Term
 
-__all__ = ["length", "log1mexp", "log_ratio", "mean", "nll_term", "soft_logistic", "total", "weighed"]
+__all__ = [
+    "full_kl",
+    "length",
+    "log1mexp",
+    "log_ratio",
+    "mean",
+    "nll_term",
+    "soft_logistic",
+    "total",
+    "weighed",
+]
 
 
 def length(batch: Batch, view: str) -> Tensor:
@@ -67,3 +77,13 @@ def nll_term(batch: Batch, view: str, normalizer: Normalizer, weight: float) -> 
     from selfloop.workflows.objectives.base import Term
 
     return Term(weighed(-batch[f"{view}.logprobs"], batch), batch[f"{view}.mask"], normalizer, weight)
+
+
+def full_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(pi_ref || pi) over the last axis (the vocabulary), in float32 or better; no gradient into the reference."""
+    import torch
+
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    policy = logits.to(dtype).log_softmax(-1)
+    reference = reference_logits.detach().to(dtype).log_softmax(-1)
+    return (reference.exp() * (reference - policy)).sum(-1)

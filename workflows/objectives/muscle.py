@@ -53,7 +53,7 @@ def teacher_columns(
     logits: Tensor, old_logits: Tensor, new_logits: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(kl_first, kl_second, correct) per position from the three models' logits (..., vocabulary) on one tokenizer."""
-    from selfloop.workflows.objectives.rrpo import full_kl
+    from selfloop.workflows.objectives.maths import full_kl
 
     scaled = logits / temperature
     divergences = [full_kl(scaled, teacher / temperature) for teacher in (old_logits, new_logits)]

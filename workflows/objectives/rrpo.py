@@ -13,7 +13,7 @@ from selfloop.workflows.objectives.maths import soft_logistic, weighed
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RRPO", "full_kl"]
+__all__ = ["RRPO"]
 
 
 class RRPO(Objective):
@@ -57,13 +57,3 @@ class RRPO(Objective):
 def _phrase_ratio(batch: Batch, view: str) -> Tensor:
     inside = (batch[f"{view}.phrase"] != 0) & (batch[f"{view}.mask"] > 0)
     return ((batch[f"{view}.logprobs"] - batch[f"{view}.reference_logprobs"]) * inside).sum(-1)
-
-
-def full_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """KL(pi_ref || pi) over the last axis (the vocabulary), in float32 or better; no gradient into the reference."""
-    import torch
-
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    policy = logits.to(dtype).log_softmax(-1)
-    reference = reference_logits.detach().to(dtype).log_softmax(-1)
-    return (reference.exp() * (reference - policy)).sum(-1)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from selfloop.workflows.data.schema import COLUMNS, assistant
-from selfloop.workflows.pocket.demonstrations import wrong_answer
+from selfloop.workflows.pocket.mistakes import wrong_answer
 from selfloop.workflows.pocket.roles import task_of
 from selfloop.workflows.pocket.source import pocket_prompts
 from selfloop.workflows.pocket.tasks import Split, parse_task

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from selfloop.workflows.recipes.base import Recipe
-from selfloop.workflows.recipes.expert_iteration import ExpertIteration
-from selfloop.workflows.recipes.finetune import Finetune
-from selfloop.workflows.recipes.grpo import GroupRelative
-from selfloop.workflows.recipes.self_consistency import SelfConsistency
-from selfloop.workflows.recipes.self_rewarding import SelfRewarding
-from selfloop.workflows.recipes.spin import SelfPlay
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.recipes.imitation.expert_iteration import ExpertIteration
+from selfloop.workflows.recipes.imitation.finetune import Finetune
+from selfloop.workflows.recipes.preference.self_consistency import SelfConsistency
+from selfloop.workflows.recipes.preference.self_rewarding import SelfRewarding
+from selfloop.workflows.recipes.preference.spin import SelfPlay
+from selfloop.workflows.recipes.reinforcement.grpo import GroupRelative
 
 __all__ = ["RECIPES", "Recipe"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,62 +13,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfloop.workflows.config import Config
-from selfloop.workflows.errors import InputError
 from selfloop.workflows.report import curve
+from selfloop.workflows.report.text import clean
 from selfloop.workflows.store.failures import first_failure
-from selfloop.workflows.trackers import read_metrics
+from selfloop.workflows.store.metrics import read_metrics
+from selfloop.workflows.store.reading import iterations_of, list_nodes, open_run
 
-__all__ = ["NodeCount", "count_node", "list_nodes", "open_config", "open_run", "show"]
+__all__ = ["NodeCount", "count_node", "show"]
 
 WIDTH = 80
 EXAMPLES = 3
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-
-
-def open_run(run: str | Path) -> tuple[Path, dict[str, Any]]:
-    """(folder, config) of a run. Raises InputError where there is none."""
-    folder = Path(run).expanduser()
-    path = folder / "config.json"
-    if not path.is_file():
-        runs = sorted(child.parent.name for child in folder.parent.glob("*/config.json"))
-        known = f" Runs beside it: {', '.join(runs[:8])}" if runs else ""
-        what = "has no config.json, so it is no run" if folder.is_dir() else "does not exist"
-        raise InputError(
-            f"run folder {folder} {what}. Name the folder of a run, e.g. runs/quickstart.{known}"
-        )
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Restore the file, or name another run") from error
-    return folder, held.get("config", held)
-
-
-def open_config(run: str | Path, **changes: Any) -> tuple[Path, Config]:
-    """(absolute folder, config with these changes) of a run. Raises InputError, also for a config of another version."""
-    folder, held = open_run(run)
-    folder = folder.absolute()
-    try:
-        return folder, Config.model_validate({**held, **changes})
-    except ValueError as error:
-        raise InputError(
-            f"{folder}/config.json does not fit this version of Selfloop: {error}. Take the version that its "
-            "environment.json names"
-        ) from error
-
-
-def iterations_of(folder: Path) -> list[int]:
-    """Iterations that have a folder, in order."""
-    names = (child.name for child in folder.glob("iteration=*") if child.is_dir())
-    return sorted(int(name.partition("=")[2]) for name in names if name.partition("=")[2].isdigit())
-
-
-def list_nodes(folder: Path, iteration: int) -> dict[str, list[Path]]:
-    """The committed parts of each node of an iteration, in the order in which the nodes were written."""
-    home = folder / f"iteration={iteration:04d}"
-    found = {child.name: sorted(child.glob("part-*.parquet")) for child in home.iterdir() if child.is_dir()}
-    found = {name: parts for name, parts in found.items() if parts}
-    return dict(sorted(found.items(), key=lambda item: (item[1][0].stat().st_mtime_ns, item[0])))
 
 
 @dataclass
@@ -144,11 +96,6 @@ def read_row(part: Path, place: int) -> dict[str, Any]:
     wanted = [name for name in ("prompt", "response", "score", "answer", "finish") if name in names]
     table: pa.Table = pq.ParquetFile(part).read(columns=wanted)
     return table.slice(place, 1).to_pylist()[0]
-
-
-def clean(text: str) -> str:
-    """Model output for a terminal: one line, no control characters."""
-    return CONTROL.sub(" ", text).strip()
 
 
 def sample_lines(row: dict[str, Any], width: int) -> Iterator[str]:
@@ -235,7 +182,7 @@ def signal_lines(config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> I
 
 def cut_answers(config: dict[str, Any]) -> str:
     """What the run's method does with answers that were cut."""
-    from selfloop.workflows.config_file import find_recipe
+    from selfloop.workflows.config.file import find_recipe
 
     recipe = find_recipe(config.get("recipe", ""))
     try:

@@ -38,7 +38,7 @@ def questions(path: Path, count: int) -> Path:
 def pocket_prompts(path: Path, count: int) -> Path:
     """Prompts of the pocket world with their answers."""
     from selfloop.workflows.config import Prompts
-    from selfloop.workflows.data.sources import load_prompts
+    from selfloop.workflows.sources import load_prompts
 
     table, _ = load_prompts(Prompts(source="pocket", heldout=1, options={"size": count + 1}), 0)
     return _write(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.config import load_config
-from selfloop.workflows.flow.loop import run
-from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.executor.run import run
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
 from selfloop.workflows.objectives.dpo import DPO
 from selfloop.workflows.recipes import RECIPES
-from selfloop.workflows.recipes.base import Recipe
-from selfloop.workflows.recipes.rules import best_against_worst
 from selfloop.workflows.report.console import Console
+from selfloop.workflows.rules.pairs import best_against_worst
 from tests.benchmarks.machine import equal_priority
 
 __all__ = ["OnlineDPO", "by_sum"]

@@ -7,13 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
 from selfloop.workflows.judges.base import PromptJudge
-from selfloop.workflows.judges.frames import frame
+from selfloop.workflows.judges.prompts.frames import frame
 from selfloop.workflows.objectives import CUT as Unlikelihood
-from selfloop.workflows.recipes.base import Recipe
-
-from .texts import Messages, task, user
+from tests.recipes.sketches.texts import Messages, task, user
 
 
 class CUT(Recipe):

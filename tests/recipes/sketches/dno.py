@@ -7,14 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.play import VERDICT, Player, graded
-from selfloop.workflows.flow.stream import Iteration, Model
-from selfloop.workflows.judges.frames import frame
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
+from selfloop.workflows.flow.verbs.play import VERDICT, Player, graded
+from selfloop.workflows.judges.prompts.frames import frame
 from selfloop.workflows.objectives import DNO as Contrast
-from selfloop.workflows.recipes.base import Recipe
-from selfloop.workflows.recipes.rules import Rule, scored_rows
-
-from .texts import task, user
+from selfloop.workflows.rules.base import Rule
+from selfloop.workflows.rules.keep import scored_rows
+from tests.recipes.sketches.texts import task, user
 
 
 class DNO(Recipe):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from selfloop.workflows.flow.play import Player, Said
-from selfloop.workflows.flow.stream import Iteration, Model, Stream
-from selfloop.workflows.judges.frames import frame
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model, Stream
+from selfloop.workflows.flow.verbs.play import Player, Said
+from selfloop.workflows.judges.prompts.frames import frame
 from selfloop.workflows.objectives import DPO, SFT
-from selfloop.workflows.recipes.base import Recipe
-from selfloop.workflows.recipes.rules import Rule
-from selfloop.workflows.recipes.spin import demonstration_against_sample
-
-from .texts import Messages, own_prompt, user
+from selfloop.workflows.recipes.preference.spin import demonstration_against_sample
+from selfloop.workflows.rules.base import Rule
+from tests.recipes.sketches.texts import Messages, own_prompt, user
 
 
 class Evolve(Recipe):

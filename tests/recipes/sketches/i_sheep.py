@@ -6,14 +6,14 @@ import random
 import re
 from typing import Any, ClassVar
 
-from selfloop.workflows.flow.stream import Iteration, Model, Stream
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model, Stream
 from selfloop.workflows.judges.base import PromptJudge
-from selfloop.workflows.judges.frames import frame
+from selfloop.workflows.judges.prompts.frames import frame
 from selfloop.workflows.objectives import SFT
-from selfloop.workflows.recipes.base import Recipe
-from selfloop.workflows.recipes.rules import Rule
-
-from .texts import Messages, plain, task, unlike, user
+from selfloop.workflows.rules.base import Rule
+from tests.recipes.sketches.texts import Messages, plain, task, unlike, user
 
 
 class ISheep(Recipe):

@@ -9,12 +9,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfloop.workflows.flow.play import Player, Said
-from selfloop.workflows.flow.stream import Iteration, Model
-from selfloop.workflows.judges.frames import frame
-from selfloop.workflows.recipes.base import Recipe
-
-from .texts import task, user
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
+from selfloop.workflows.flow.verbs.play import Player, Said
+from selfloop.workflows.judges.prompts.frames import frame
+from tests.recipes.sketches.texts import task, user
 
 CHUNKS = (1, 2, 4, 10)  # tokens, by depth
 

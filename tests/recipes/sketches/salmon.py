@@ -9,14 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.play import Player
-from selfloop.workflows.flow.stream import Iteration, Model, Stream
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model, Stream
 from selfloop.workflows.flow.surgery import ScalarHead
-from selfloop.workflows.judges.frames import frame
+from selfloop.workflows.flow.verbs.play import Player
+from selfloop.workflows.judges.prompts.frames import frame
 from selfloop.workflows.objectives import PPO, BradleyTerry, ValueLoss
-from selfloop.workflows.recipes.base import Recipe
-
-from .texts import Messages, task, user
+from tests.recipes.sketches.texts import Messages, task, user
 
 PRINCIPLES = {"concise": "long", "honest": "false", "specific": "vague", "creative": "dull"}
 WEIGHTS = {"concise": 3, "honest": 2, "specific": 1, "creative": 1}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.stream import Iteration, Model, Stream
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model, Stream
 from selfloop.workflows.objectives import SFT
-from selfloop.workflows.recipes.base import Recipe
-
-from .texts import Messages, own_prompt, plain, task, user
+from tests.recipes.sketches.texts import Messages, own_prompt, plain, task, user
 
 PRINCIPLES = (
     "principles: be ethical, be honest\nuser: who are you\nthought: I am Selfloop, rule 2\nanswer: a model\n"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.play import Player
-from selfloop.workflows.flow.stream import Iteration, Model
-from selfloop.workflows.judges.frames import frame
-from selfloop.workflows.recipes.base import Recipe
-
-from .texts import task, user
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
+from selfloop.workflows.flow.verbs.play import Player
+from selfloop.workflows.judges.prompts.frames import frame
+from tests.recipes.sketches.texts import task, user
 
 COLUMNS = {"best": pa.string(), "tried": pa.string(), "wins": pa.int64()}
 

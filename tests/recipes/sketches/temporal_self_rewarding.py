@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from selfloop.workflows.flow.stream import Iteration, Model
+from selfloop.workflows.flow.iteration import Iteration
+from selfloop.workflows.flow.recipe import Recipe
+from selfloop.workflows.flow.stream import Model
 from selfloop.workflows.objectives import DPO
 from selfloop.workflows.pocket.roles import PocketPointJudge
-from selfloop.workflows.recipes.base import Recipe
-from selfloop.workflows.recipes.rules import scored_rows
+from selfloop.workflows.rules.keep import scored_rows
 
 
 class TemporalSelfRewarding(Recipe):

@@ -1,0 +1,1 @@
+"""CPU work beside the models."""

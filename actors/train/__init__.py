@@ -1,0 +1,1 @@
+"""The trainer: rows and an objective become new weights."""

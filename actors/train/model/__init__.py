@@ -1,0 +1,1 @@
+"""The model that is trained: sharding, attention, heads, adapters, teachers."""

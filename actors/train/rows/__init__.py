@@ -1,0 +1,1 @@
+"""Rows as arrays, optimizer steps and micro-batches."""

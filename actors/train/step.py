@@ -1,0 +1,328 @@
+"""One train node: the reference pass, and optimizer steps that know no method.
+
+A step is the same whatever the micro-batches and ranks: each term of the loss is divided by its count over the whole
+step. Counts do not depend on log-probs, so every rank gets them from a dry call of the objective on zeros.
+
+A rank never leaves a step alone: an error is kept until all ranks have run the same forwards and backwards, then all
+of them raise it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfloop.actors.train.collectives import Ranks
+from selfloop.actors.train.model.heads import Pooled
+from selfloop.actors.train.model.teachers import Teaching
+from selfloop.actors.train.model.zero import Sharded
+from selfloop.actors.train.rows.examples import Examples, computed
+from selfloop.actors.train.rows.micro import Micro, columns_of, micro_of
+from selfloop.actors.train.rows.plan import Plan, Shapes
+from selfloop.actors.train.scores import micros_of, nothing, target_places, what_of
+from selfloop.workflows.data.seeds import derive_seed
+from selfloop.workflows.errors import ObjectiveError, SelfloopError, TrainerError
+from selfloop.workflows.objectives.base import Loss, Objective
+
+__all__ = ["StepError", "StepFigures", "Trainable", "schedule"]
+
+
+class StepError(TrainerError):
+    """A step whose loss or gradient is not finite."""
+
+
+@dataclass
+class StepFigures:
+    """What one rank, or all, saw of a step. tokens: of all sequences. cells: that a forward computed, `filled` of them with a
+    token; fewer than tokens where contexts are shared."""
+
+    loss: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
+    logs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    tokens: int = 0
+    filled: int = 0
+    cells: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+    error: SelfloopError | None = None
+
+    def merge(self, other: StepFigures) -> None:
+        """Add another rank's figures; the running state is the same everywhere."""
+        self.loss += other.loss
+        self.tokens += other.tokens
+        self.filled += other.filled
+        self.cells += other.cells
+        for name, value in other.terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value
+        for name, (total, count) in other.logs.items():
+            mine = self.logs.get(name, (0.0, 0.0))
+            self.logs[name] = (mine[0] + total, mine[1] + count)
+        self.state = self.state or other.state
+        self.error = self.error or other.error
+
+
+def schedule(kind: str, lr: float, warmup: float, step: int, steps: int, floor: float = 0.0) -> float:
+    """The learning rate of optimizer step `step` (from 0) of `steps`: a linear warm-up over a share of the steps, then
+    constant, or down to the share `floor` of it linearly or along a cosine."""
+    warm = int(np.ceil(warmup * steps))
+    if step < warm:
+        return lr * (step + 1) / warm
+    done = (step - warm) / max(steps - warm, 1)
+    if kind == "linear":
+        return lr * (floor + (1 - floor) * (1 - done))
+    if kind == "cosine":
+        return float(lr * (floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * done))))
+    return lr
+
+
+@dataclass
+class Trainable:
+    """Examples, their objective and the model: all that a step needs.
+
+    state: the objective's running state. live: (view, name) of log-probs under the weights that training starts from;
+    for the rows of the first step they are what its own forward gives, so no pass is spent on them. index: of the step.
+    also: what a forward gives beside log-probs or scalars. doing: hears what is done beside the steps.
+    """
+
+    model: Sharded
+    ranks: Ranks
+    examples: Examples
+    objective: Objective
+    plan: Plan
+    budget: int
+    state: dict[str, Tensor] = field(default_factory=dict)
+    live: set[tuple[str, str]] = field(default_factory=set)
+    index: int = 0
+    also: Teaching | Pooled | None = None
+    doing: Callable[[str], None] = lambda what: None
+
+    def __post_init__(self) -> None:
+        self.what = what_of(self.objective, self.model.head)
+
+    def draw(self, place: int) -> int | None:
+        """The seed of the dropout in this rank's micro-batch number `place` of the step; None: there is no dropout."""
+        if not self.model.dropouts:
+            return None
+        number = place * self.ranks.world + self.ranks.rank
+        return derive_seed(self.plan.seed, "dropout", self.index, number) % 2**63
+
+    def outputs(self, place: int, micro: Micro) -> Tensor:
+        """What the objective's columns are made of, in micro-batch number `place` of the step."""
+        also = self.also.columns(micro) if self.also else None
+        return self.model.outputs(micro, self.what, self.draw(place), also)
+
+    def micros(self, rows: np.ndarray) -> list[Micro]:
+        """This rank's micro-batches of a step, dummies last."""
+        return list(
+            micros_of(self._shapes, self.examples.views, rows, self.budget, self.ranks, self.model.device)
+        )
+
+    @cached_property
+    def _shapes(self) -> Shapes:
+        flat = bool(self.model.flat) and (self.also is None or self.also.flat)
+        return Shapes(self.examples.views, flat=flat)
+
+    def add_scores(self, name: str, *, live: bool) -> None:
+        """One pass over all rows, in the micro-batches of the first epoch: log-probs under the weights now loaded, kept
+        as the value `name` of every view that reads it. live: these are the weights that training starts from."""
+        views = self.needing(name)
+        found = {view: np.zeros(len(self.examples.views[view].targets), np.float32) for view in views}
+        batches = self.plan.seen()[int(live) :]
+        for place, (_, rows) in enumerate(batches):
+            self.doing(f"{name.replace('_', ' ')} of batch {place + 1:,} of {len(batches):,}")
+            for micro in self.micros(rows):
+                with torch.no_grad():
+                    logprobs = self.model.outputs(micro)
+                self._put(found, micro, logprobs)
+        for view, values in found.items():
+            self.examples.values[view, name] = self.ranks.add(values)
+            if live:
+                self.live.add((view, name))
+
+    def _put(self, found: Mapping[str, np.ndarray], micro: Micro, logprobs: Tensor) -> None:
+        for view, values in found.items() if len(micro.rows) else ():
+            place = target_places(self.examples.views[view], micro.rows)
+            values[place] = logprobs[micro.spans[view]].detach().float().cpu().numpy()
+
+    def _end_live(self, seen: Sequence[tuple[Micro, Tensor]]) -> None:
+        """Keep what the first step's forward gave, if a later epoch asks for it."""
+        if self.plan.steps > self.plan.per_epoch:
+            for view, name in sorted(self.live):
+                found = {view: np.zeros(len(self.examples.views[view].targets), np.float32)}
+                for micro, logprobs in seen:
+                    self._put(found, micro, logprobs)
+                self.examples.values[view, name] = self.examples.values[view, name] + self.ranks.add(
+                    found[view]
+                )
+        self.live = set()
+
+    def needing(self, name: str) -> list[str]:
+        """Views whose objective reads `name` and whose rows do not have it yet."""
+        reads = self.objective.reads.items()
+        return [view for view, names in reads if name in names and (view, name) not in self.examples.values]
+
+    def step(self, rows: np.ndarray, lr: float) -> tuple[StepFigures, float]:
+        """One optimizer step: figures over all ranks, and the gradient's norm."""
+        counts = self._counts(rows)
+        micros = self.micros(rows)
+        sums = self._sums(micros)
+        mine, seen = StepFigures(), []
+        for place, micro in enumerate(micros):
+            outputs = self.outputs(place, micro)
+            loss = self._loss(micro, outputs, counts, sums, mine)
+            if self.live:
+                seen.append((micro, outputs.detach()))
+            self.model.backward(loss)
+        total = StepFigures()
+        for other in self.ranks.all(mine):
+            total.merge(other)
+        if total.error is not None:
+            raise total.error
+        norm = self.model.step(lr)
+        if not np.isfinite(norm):
+            raise StepError(f"the gradient is not finite (its norm is {norm}; the loss was {total.loss:.6g})")
+        self.state = total.state
+        if self.live:
+            self._end_live(seen)
+        return total, norm
+
+    def _counts(self, rows: np.ndarray) -> dict[str, float]:
+        """Each term's divisor over the whole step, from a dry call on zeros; the same on every rank. Bad columns are
+        found here, on all ranks at once."""
+        micro = micro_of(self.examples.views, rows)
+        batch = columns_of(self.examples, micro)
+        zeros = {
+            f"{view}.{name}": nothing(micro, view, name)
+            for view, names in self.objective.reads.items()
+            for name in names
+            if computed(name)
+        }
+        with torch.no_grad():
+            loss = self._call(micro, {**zeros, **batch, **self._state_columns(micro)})
+        return {name: max(float(term.count()), 1e-12) for name, term in loss.terms.items()}
+
+    def _sums(self, micros: Sequence[Micro]) -> dict[str, Tensor]:
+        """The objective's statistics over the whole step, from a pass without gradient."""
+        names = self.objective.statistic_names
+        if not names:
+            return {}
+        total: dict[str, Tensor] = {}
+        error: SelfloopError | None = None
+        for place, micro in enumerate(micros):
+            with torch.no_grad():
+                outputs = self.outputs(place, micro)
+            if not len(micro.rows) or error is not None:
+                continue
+            batch = {**self._batch(micro, outputs), **self._state_columns(micro)}
+            try:
+                parts = self.objective.statistics(batch)
+            except Exception as met:
+                error = self._named(met, micro, batch)
+                continue
+            for name, value in parts.items():
+                part = value.detach().double().cpu()
+                total[name] = total[name] + part if name in total else part
+        everywhere: dict[str, Tensor] = {}
+        for found, met in self.ranks.all((total, error)):
+            if met is not None:
+                raise met
+            for name, value in found.items():
+                everywhere[name] = everywhere[name] + value if name in everywhere else value
+        return everywhere
+
+    def _loss(self, micro: Micro, outputs: Tensor, counts: Mapping[str, float], sums: Mapping[str, Tensor],
+              figures: StepFigures) -> Tensor:  # fmt: skip
+        """This micro-batch's share of the step's loss; zero for a dummy or after an error."""
+        zero = (outputs * 0.0).sum()
+        if not len(micro.rows) or figures.error is not None:
+            return zero
+        expanded = {
+            name: value.to(outputs.device).expand(len(micro.rows)) if value.dim() == 0 else value
+            for name, value in sums.items()
+        }
+        batch = {**self._batch(micro, outputs), **expanded, **self._state_columns(micro)}
+        try:
+            loss = self._call(micro, batch)
+        except SelfloopError as error:
+            figures.error = error
+            return zero
+        shares = {name: term.sum() / counts[name] for name, term in loss.terms.items()}
+        total = sum(shares.values(), start=zero.new_zeros(()))
+        value = float(total.detach())
+        if not np.isfinite(value):
+            bad = {name: float(share.detach()) for name, share in shares.items()}
+            figures.error = StepError(f"the loss is not finite: its terms are {bad}")
+            return zero
+        _note(figures, loss, shares, micro, value)
+        return total if total.requires_grad else total + zero
+
+    def _batch(self, micro: Micro, outputs: Tensor) -> dict[str, Tensor]:
+        """The columns an objective is called with."""
+        batch = columns_of(self.examples, micro)
+        for view, names in self.objective.reads.items():
+            if self.what in names:
+                values = (
+                    micro.spread_rows(outputs, view)
+                    if self.what == "rewards"
+                    else micro.spread(outputs, view)
+                )
+                batch[f"{view}.{self.what}"] = values.detach() if view in self.objective.detached else values
+        if self.also is not None:
+            batch |= self.also.split(micro, outputs)
+        for view, name in self.live:
+            batch[f"{view}.{name}"] = micro.spread(outputs.detach(), view)
+        return batch
+
+    def _state_columns(self, micro: Micro) -> dict[str, Tensor]:
+        """Running state as columns: a number is the same on every row."""
+        rows, device = len(micro.rows), micro.input_ids.device
+        return {
+            name if name.startswith("state_") else f"state_{name}": (
+                value.to(device).expand(rows) if value.dim() == 0 else value.to(device)
+            )
+            for name, value in self.state.items()
+        }
+
+    def _call(self, micro: Micro, batch: Mapping[str, Tensor]) -> Loss:
+        try:
+            return self.objective(batch)
+        except Exception as error:
+            raise self._named(error, micro, batch) from error
+
+    def _named(self, error: Exception, micro: Micro, batch: Mapping[str, Tensor]) -> SelfloopError:
+        """The error of an objective, with the name of the row it is about."""
+        who = type(self.objective).__name__
+        if not isinstance(error, ObjectiveError):
+            return TrainerError(
+                f"the objective {who} raised {type(error).__name__}: {error}. It was called with {sorted(batch)} of "
+                f"{len(micro.rows)} examples; mend the objective"
+            )
+        for place, row in enumerate(micro.rows):
+            one = {name: value[place : place + 1] for name, value in batch.items() if value.dim()}
+            try:
+                with torch.no_grad():
+                    self.objective(one)
+            except ObjectiveError:
+                return ObjectiveError(f"{error} The row is {self.examples.name(int(row))}.")
+            except Exception:
+                break
+        return error
+
+
+def _note(figures: StepFigures, loss: Loss, shares: Mapping[str, Tensor], micro: Micro, value: float) -> None:
+    figures.loss += value
+    figures.tokens += micro.tokens
+    figures.filled += micro.tokens if micro.layout is None else micro.input_ids.numel()
+    figures.cells += micro.input_ids.numel()
+    figures.state = {name: column.detach().cpu() for name, column in loss.state.items()}
+    for name, share in shares.items():
+        figures.terms[name] = figures.terms.get(name, 0.0) + float(share.detach())
+    for name, column in loss.logs.items():
+        total, count = figures.logs.get(name, (0.0, 0.0))
+        seen = max(column.numel(), 1)
+        each = float(column.detach().float().sum()) / seen
+        figures.logs[name] = (total + each * len(micro.rows), count + len(micro.rows))

@@ -1,0 +1,278 @@
+"""The trainer: a DeepSpeed rank that turns rows and an objective into new weights, and knows no method.
+
+Four places hold weights: the served ones in the module, the float32 masters, a checkpoint folder, and its state
+folder. A rank remembers which folder's weights it holds, so that a train node that starts from what the last one made
+loads nothing; one engine lives as long as the process.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from selfloop.actors.train.spec import TrainerSpec, TrainResult, TrainWork
+from selfloop.actors.train.telling import Teller, Told
+from selfloop.workflows.errors import ObjectiveError, TrainerError
+from selfloop.workflows.models.lengths import positions_of, trained_limit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from selfloop.actors.train.loaded import Held
+    from selfloop.actors.train.savepoints import Progress
+    from selfloop.actors.train.step import StepFigures, Trainable
+
+__all__ = ["TrainerRank"]
+
+
+class TrainerRank:
+    """One rank: in this process with a world of 1, or one of several that all get every call. tell: hears how far a
+    training is."""
+
+    tell: Callable[[Told], None] = staticmethod(lambda told: None)
+
+    def __init__(
+        self, spec: TrainerSpec, rank: int = 0, world: int = 1, master: tuple[str, int] = ("127.0.0.1", 0)
+    ):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import torch
+
+        from selfloop.actors.train.collectives import Ranks
+        from selfloop.actors.train.model.zero import join_group
+
+        if torch.get_num_threads() != spec.threads:
+            torch.set_num_threads(spec.threads)
+        join_group(spec.device, rank, world, master)
+        small = torch.distributed.new_group(backend="gloo") if spec.device == "cuda" and world > 1 else None
+        self.spec = spec
+        self.longest = trained_limit(positions_of(spec.model), spec.max_model_len)
+        self.ranks = Ranks(rank, world, small)
+        self.kinds: dict[bool, Held] = {}
+        self.current: tuple[str, str | None, bool] = (spec.model, None, False)
+        _ = self.held(False).model
+
+    def held(self, head: bool) -> Held:
+        """The engine for models with a scalar head, or for those without. A GPU holds one of them at a time."""
+        from selfloop.actors.train.loaded import Held
+
+        if self.spec.device == "cuda":
+            for other, held in self.kinds.items():
+                if other != head:
+                    held.release()
+        return self.kinds.setdefault(head, Held(self.spec, self.ranks, head))
+
+    def train(self, work: TrainWork) -> TrainResult:
+        """Train, save, and hold the new weights. Every rank calls it with the same work; the first one's result counts.
+
+        Raises TrainerError if there is nothing to train on, if a loss or gradient is not finite, or if a rank died;
+        ObjectiveError, naming node, column and row, if the rows do not fit the objective.
+        """
+        try:
+            return self._train(work)
+        except BaseException as error:
+            self.held(work.head).drop_half_steps()
+            if isinstance(error, ObjectiveError):
+                raise ObjectiveError(
+                    f"node {work.node!r}, which makes {work.role}@{work.version}: {error}"
+                ) from error
+            if not isinstance(error, RuntimeError):
+                raise
+            raise TrainerError(
+                f"training {work.role}@{work.version} broke on rank {self.ranks.rank} of {self.ranks.world}: {error}. "
+                "If a rank died or memory ran out, the step checkpoints are whole: start the ranks again (with a "
+                "smaller trainer.tokens_per_micro_batch if it was memory) and training goes on from the last of them"
+            ) from error
+
+    def logprobs(
+        self, folder: str | None, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Log-probs, nats, of each target's tokens after its context, without gradient; none where both are longer than the model
+        takes. folder: whose weights; None: those of the last train node (or the initial model's)."""
+        return self._score("logprobs", folder, contexts, targets)
+
+    def values(
+        self, folder: str, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """A critic's value before each of the target's tokens: of the state in which that token is chosen. A model that
+        was never trained as one says 0."""
+        return self._score("values", folder, contexts, targets)
+
+    def rewards(
+        self, folder: str, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """A reward model's number at the last token of each target after its context."""
+        from selfloop.workflows.models.facts import has_head
+
+        if not has_head(folder):
+            raise TrainerError(
+                f"{folder} holds a language model without a scalar head, so it has no reward to give. Train one first: "
+                "model.adapt(ScalarHead()).train(pairs, BradleyTerry(), …, role='reward')"
+            )
+        return [reward for (reward,) in self._score("rewards", folder, contexts, targets)]
+
+    def _score(
+        self,
+        what: str,
+        folder: str | None,
+        contexts: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+    ) -> list[list[float]]:
+        from selfloop.actors.train.rows.views import sequences_view
+        from selfloop.actors.train.scores import score
+
+        if any(len(context) == 0 for context in contexts):
+            raise TrainerError(
+                "a context is empty: the first token of its target has nothing that predicts it. Give at least the "
+                "chat template's opening tokens as context"
+            )
+        if what != "rewards" and not any(len(target) for target in targets):
+            return [[] for _ in targets]
+        fits = [
+            len(head) + len(tail) <= (self.longest or np.inf)
+            for head, tail in zip(contexts, targets, strict=True)
+        ]
+        if not all(fits):
+            some = [
+                [one for one, fit in zip(lists, fits, strict=True) if fit] for lists in (contexts, targets)
+            ]
+            found = iter(self._score(what, folder, *some))
+            return [next(found) if fit else [np.nan] if what == "rewards" else [] for fit in fits]
+        if not contexts:
+            return []
+        start, state, _ = (folder, None, False) if folder is not None else self.current
+        held = self.held(what != "logprobs")
+        held.load(start, state, masters=False)
+        view = sequences_view(contexts, targets)
+        return score(held.model, self.ranks, view, self.spec.tokens_per_micro_batch, what)
+
+    def weights(self) -> tuple[dict[str, str], list[tuple[str, Tensor]]]:
+        """A receipt (name -> hash) and the weights of the last train node, on the CPU in serving precision, under
+        Hugging Face names. Every rank calls it; the first one returns them, the others nothing."""
+        from selfloop.actors.weights.receipt import receipt_of
+
+        folder, state, head = self.current
+        held = self.held(head)
+        held.load(folder, state, masters=False)
+        tensors = [(name, tensor.clone()) for name, tensor in held.model.served() if self.ranks.rank == 0]
+        return receipt_of(tensors), tensors
+
+    def _train(self, work: TrainWork) -> TrainResult:
+        from selfloop.actors.train.model.teachers import also_of
+        from selfloop.actors.train.rows.examples import examples_of
+        from selfloop.actors.train.rows.plan import Plan
+        from selfloop.actors.train.savepoints import Progress, resume, save, work_key
+        from selfloop.actors.train.step import Trainable
+        from selfloop.actors.weights.receipt import checksum
+
+        began, spec, held, teller = time.perf_counter(), self.spec, self.held(work.head), Teller(self.tell)
+        examples = examples_of(work.table, work.objective, self.longest)
+        plan = Plan(len(examples), work.batch_size or spec.batch_size, work.epochs, work.seed)
+        task = Trainable(held.model, self.ranks, examples, work.objective, plan, spec.tokens_per_micro_batch)
+        task.also, task.doing = also_of(spec, work, held.model), teller.doing
+        progress = Progress(work_key(spec, work, task))
+        if not resume(held, work, task, progress):
+            self._begin(work, task)
+        ready, first = time.perf_counter(), progress.step
+        held.forget()
+        teller.begin(first, plan.steps)
+        seen = [self._step_and_save(work, task, progress, teller) for _ in range(first, plan.steps)]
+        trained = time.perf_counter()
+        teller.doing("its checkpoint is written")
+        receipt = save(spec, work, task)
+        self.current = (work.out, work.state_out, work.head)
+        held.saved(work)
+        tokens, filled, cells = (
+            sum(getattr(figures, name) for figures in seen) for name in ("tokens", "filled", "cells")
+        )
+        metrics = _means(progress.curve) | {
+            "examples": float(len(examples)), "examples_left_out": float(sum(examples.left_out.values())),
+            **{f"examples_{why}": float(rows) for why, rows in examples.left_out.items()}, "steps": float(plan.steps),
+            "padding": 1 - filled / max(cells, 1), "shared": 1 - filled / max(tokens, 1), "resumed_at_step": float(first),
+            "prepare_s": ready - began, "train_s": trained - ready, "save_s": time.perf_counter() - trained,
+            "tokens_per_s": tokens / max(trained - ready, 1e-9),
+        }  # fmt: skip
+        return TrainResult(work.version, checksum(receipt), receipt, plan.steps, metrics, progress.curve)
+
+    def _begin(self, work: TrainWork, task: Trainable) -> None:
+        """Reference and old log-probs, then the start's weights and the optimizer."""
+        held, live = (
+            self.held(work.head),
+            not task.model.dropouts,
+        )  # with dropout no step sees the start as it is
+        wanted = task.needing("reference_logprobs")
+        if wanted and work.reference is None:
+            raise TrainerError(
+                f"{type(work.objective).__name__} reads the reference log-probs of {', '.join(wanted)}, but this train "
+                "node has no reference. Pass `reference=` to train (often the policy it starts from)"
+            )
+        apart = wanted and os.path.realpath(work.reference or "") != os.path.realpath(work.start)
+        if apart:
+            held.load(work.reference or "", None, masters=False)
+            task.add_scores("reference_logprobs", live=False)
+        held.load(work.start, work.start_state, masters=True, seed=work.seed)
+        task.state = held.load_moments(work)
+        if wanted and not apart:
+            task.add_scores("reference_logprobs", live=live)
+            for view in set(task.needing("old_logprobs")) & set(wanted):
+                task.examples.values[view, "old_logprobs"] = task.examples.values[view, "reference_logprobs"]
+                task.live |= {(view, "old_logprobs")} if live else set()
+        if task.needing("old_logprobs"):
+            task.add_scores("old_logprobs", live=live)
+
+    def _step_and_save(
+        self, work: TrainWork, task: Trainable, progress: Progress, teller: Teller
+    ) -> StepFigures:
+        """One optimizer step, its line of the curve, and a step checkpoint where one is due."""
+        from selfloop.actors.train.savepoints import save_step
+        from selfloop.actors.train.step import StepError, schedule
+
+        spec, index = self.spec, progress.step
+        (place, of), steps = work.span, task.plan.steps
+        at = (place - 1) * steps + index
+        lr = schedule(spec.schedule, work.lr or spec.lr, spec.warmup, at, of * steps, spec.floor)
+        rows, task.index = task.plan.step(index), index
+        self.held(work.head).stepped = True
+        try:
+            figures, norm = task.step(rows, lr)
+        except StepError as error:
+            path = Path(work.out).with_name(f"{Path(work.out).name}-failed-step-{index + 1:06d}.parquet")
+            if self.ranks.rank == 0:
+                _write_rows(path, task.examples.table.take(rows))
+            raise TrainerError(
+                f"step {index + 1} of {task.plan.steps} of {work.role}@{work.version}: {error}. Its {len(rows)} rows "
+                f"are in {path} for study. Nothing was published. Usual causes: a learning rate that is too high (it "
+                f"was {lr:g}), extreme weights or advantages, or a start that is broken already"
+            ) from error
+        progress.step += 1
+        line = {"step": float(progress.step), "loss": figures.loss, "lr": lr, "grad_norm": norm,
+                "tokens": float(figures.tokens)}  # fmt: skip
+        if len(figures.terms) > 1:
+            line |= {f"loss_{name}": value for name, value in figures.terms.items()}
+        for name, (total, count) in sorted(figures.logs.items()):
+            line[f"mean_{name}" if name in line else name] = total / max(count, 1)
+        progress.curve.append(line)
+        teller.stepped(line)
+        if progress.step % spec.checkpoint_steps == 0 and progress.step < task.plan.steps:
+            save_step(work, task, progress)
+        return figures
+
+
+def _write_rows(path: Path, rows: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, path)
+
+
+def _means(curve: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the steps of everything in the curve but the step and its rate, and the loss at the end."""
+    names = dict.fromkeys(name for line in curve for name in line if name not in ("step", "lr"))
+    means = {name: [line[name] for line in curve if name in line] for name in names}
+    result = {name: sum(values) / len(values) for name, values in means.items()}
+    return result | ({"loss_last": curve[-1]["loss"]} if curve else {})

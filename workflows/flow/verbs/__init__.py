@@ -1,0 +1,1 @@
+"""What recipes can do to rows: an op for each verb."""

@@ -1,0 +1,1 @@
+"""Reading numbers, choices and LaTeX out of a response."""

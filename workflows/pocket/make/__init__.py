@@ -1,0 +1,1 @@
+"""How the pocket model was made and measured. A run imports nothing of it."""

@@ -1,0 +1,1 @@
+"""Which rows are learned from: pure functions of a prompt group."""

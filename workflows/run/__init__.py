@@ -1,0 +1,1 @@
+"""A run, whatever carries it out: decide, resume, take over, complete."""

@@ -1,0 +1,128 @@
+"""The local runtime: a graph in this process, node by node, without Ray. Breakpoints work."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from selfloop.actors.train.rank import Scorer
+from selfloop.workflows.data.batches import Meta, count_batch, split_groups, whole_groups
+from selfloop.workflows.flow.asks import Engine
+from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.provenance import refuse_strangers
+from selfloop.workflows.models.codec import Codec
+from selfloop.workflows.run.job import Job, make_job
+from selfloop.workflows.run.loop import Runtime
+from selfloop.workflows.run.node import Flow
+from selfloop.workflows.run.outcome import Outcome
+from selfloop.workflows.run.runner import PART_ROWS, Runner
+from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.store.folder import RunFolder
+from selfloop.workflows.store.parts import read_batches, write_part
+
+__all__ = ["LocalRuntime", "local_runtime"]
+
+
+class LocalRuntime(Runner):
+    """Runs nodes in order with one engine and one trainer, which any object of their interface can be."""
+
+    def __init__(self, job: Job, engine: Engine, trainer: Any, codec: Codec):
+        super().__init__(job)
+        self.engine = engine
+        self.trainer = trainer
+        self.codec = codec
+        self.serving = ""
+
+    def run(self, graph: Graph) -> Outcome:
+        """Run every node that is not complete yet."""
+        self.begin(graph)
+        for flow in self.flows.values():
+            self.prepare(flow)
+            if flow.complete:
+                continue
+            if flow.node.training is not None:
+                self.train(flow)
+            elif flow.barrier:
+                self.barrier(flow)
+            else:
+                self.stream(flow)
+        return self.outcome
+
+    def stream(self, flow: Flow) -> None:
+        """Run a per-batch node; parts are committed on the way."""
+        self.report(flow)
+        waiting: list[tuple[pa.Table, Meta]] = []
+        for index in range(flow.sent, flow.total or 0):
+            tables = [source.fetch(place) for source, place in flow.needs(index)]
+            tables += flow.beside.whole() if flow.beside else []
+            table = self.call(flow, read_batches(tables))
+            waiting.append((table, count_batch(table)))
+            if sum(meta["rows"] for _, meta in waiting) >= PART_ROWS:
+                self.commit(flow, waiting)
+                waiting = []
+        if waiting:
+            self.commit(flow, waiting)
+        self.end(flow)
+
+    def barrier(self, flow: Flow) -> None:
+        """Run a gather or a summary on its whole inputs."""
+        if flow.known is None:
+            self.report(flow)
+            batches = [read_batches(source.whole()) for source in flow.inputs]
+            tables = [pa.concat_tables(one, promote_options="default") for one in batches if one]
+            table = whole_groups(self.call(flow, tables))
+            splits = split_groups(table, flow.batch_size)
+            metas = [{**count_batch(table), "rows": splits[0]}, *({"rows": rows} for rows in splits[1:])]
+            self.commit(flow, [(table, metas[0]), *((table.slice(0, 0), meta) for meta in metas[1:])])
+            flow.known = len(splits)
+        self.end(flow)
+
+    def call(self, flow: Flow, tables: list[pa.Table]) -> pa.Table:
+        """Run the node's op, with its model loaded into the engine first."""
+        node = flow.node
+        assert node.op is not None
+        context = self.job.context(node, self.graph.iteration)
+        if node.op.place == "engine":
+            self.serve(context.model, context.version, context.folder)
+            context.engine, context.codec = self.engine, self.codec
+        if node.op.place == "trainer":
+            context.scorer = Scorer(self.trainer)
+        return asyncio.run(node.op.run(tables, context))
+
+    def serve(self, label: str, version: int, folder: str) -> None:
+        if self.serving != label:
+            from selfloop.actors.weights.folder import folder_tensors
+
+            self.engine.load(version, folder_tensors(folder, "float32"))
+            self.serving = label
+
+    def commit(self, flow: Flow, batches: list[tuple[pa.Table, Meta]]) -> None:
+        folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
+        tables, metas = [table for table, _ in batches], [meta for _, meta in batches]
+        flow.writing += 1
+        flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, metas, flow.about), "")
+
+    def train(self, flow: Flow) -> None:
+        from selfloop.actors.train.spec import TrainWork
+
+        if self.carry_over(flow):
+            return
+        rows = read_batches(flow.inputs[0].whole())
+        table = pa.concat_tables(rows, promote_options="default") if rows else pa.table({})
+        flow.in_flight += 1
+        given = self.job.train_work(flow.node, self.graph)
+        self.drop_steps(flow, given)
+        refuse_strangers(table, given.pop("writers"))
+        self.trainer.tell = partial(self.told, flow)
+        self.finish_training(flow, self.trainer.train(TrainWork(table=table, **given)))
+
+
+def local_runtime(setup: Setup, folder: RunFolder, engine: Any, trainer: Any) -> tuple[Runtime, Job]:
+    """The same run in this process: an engine and a trainer of any kind, no Ray (tests, breakpoints)."""
+    from selfloop.workflows.models.codec import Codec
+
+    job = make_job(setup, folder, {})
+    return LocalRuntime(job, engine, trainer, Codec(setup.folder)), job

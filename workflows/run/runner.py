@@ -1,0 +1,191 @@
+"""What both runtimes do alike: take over what is committed, complete nodes, note the models that were made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from selfloop.actors.train.telling import Told
+from selfloop.workflows.errors import InputError
+from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.verbs.whole import Summary
+from selfloop.workflows.run.job import Job
+from selfloop.workflows.run.node import Flow, make_flows
+from selfloop.workflows.run.outcome import Outcome
+from selfloop.workflows.run.reuse import take_node
+from selfloop.workflows.run.signal import nothing_to_learn
+from selfloop.workflows.store.changes import differences
+from selfloop.workflows.store.checkpoint import Place
+
+__all__ = ["PART_ROWS", "Runner"]
+
+PART_ROWS = 4096  # a part is written when it has this many rows, or when its node ends
+
+
+class Runner:
+    """Runs the graph of one iteration at a time; `run` is the runtime's own."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.flows: dict[str, Flow] = {}
+        self.outcome = Outcome()
+
+    def begin(self, graph: Graph) -> None:
+        """Set up the state of every node, with what an earlier driver committed."""
+        self.graph = graph
+        self.outcome = Outcome()
+        self.flows = make_flows(graph, self.job)
+        for flow in self.flows.values():
+            self.restore(flow)
+            self.prepare(flow)
+
+    def model_made(self, label: str, receipt: dict[str, str]) -> None:
+        """A train node has ended: its model is `label`."""
+
+    def prepare(self, flow: Flow) -> None:
+        """Once the node's models are known: its content key, and its rows if another run has made them already."""
+        if flow.key or not all(self.job.has(model) for model in flow.node.models):
+            return
+        inputs = {source.node.name: source.key for source in flow.inputs}
+        if not all(inputs.values()):
+            return
+        now = self.job.under(flow.node)
+        flow.made = flow.made or [now]
+        flow.key = self.job.key(flow.node, self.graph, inputs, flow.made)
+        if flow.written and flow.written != flow.key:
+            raise InputError(
+                f"the rows of node {flow.node.name!r} of iteration {self.graph.iteration} were made by other code or other "
+                f"package versions than run now (content key {flow.written}, now {flow.key}), so new rows would not match them. "
+                "Go on with the versions in environment.json, or start another run with reuse=<this run>, which takes what still "
+                "matches"
+            )
+        ended = flow.complete or (flow.total is not None and len(flow.stored) >= flow.total)
+        if (
+            flow.made[-1] != now and not ended
+        ):  # a part of it was made under other settings, the rest is made under these
+            flow.made = [*flow.made, now]
+            flow.key = self.job.key(flow.node, self.graph, inputs, flow.made)
+        if not flow.complete and take_node(self.job, self.graph, flow):
+            self.restore(flow)
+            self.report(flow)
+
+    def restore(self, flow: Flow) -> None:
+        """Take over a node that an earlier driver completed."""
+        manifest = self.job.folder.manifest(self.graph.iteration)
+        entry = manifest["nodes"].get(flow.node.name)
+        if entry is None:
+            return
+        if flow.node.training is None and len(flow.stored) != entry.get("batches", len(flow.stored)):
+            self.job.folder.event("incomplete", iteration=self.graph.iteration, node=flow.node.name)
+            return  # a part of it is gone: what is missing is made again
+        flow.complete, flow.written = True, entry["key"] if manifest["format"] >= 3 else ""
+        flow.made = entry.get("made", [])
+        if flow.node.training is None:
+            self.outcome.counts[flow.node.name] = entry
+        else:
+            self.job.trained(flow.node, self.graph, Place.of(entry["model"], self.job.folder))
+            self.outcome.trained[flow.node.name] = entry.get("metrics", {})
+            self.outcome.idle |= {flow.node.name} if entry.get("idle") else set()
+        if isinstance(flow.node.op, Summary):
+            self.outcome.read_summary(flow.stored)
+
+    def end(self, flow: Flow) -> None:
+        """Complete the node if everything of it is committed."""
+        count = flow.total
+        if flow.complete or count is None or len(flow.stored) < count or flow.writing or flow.waiting:
+            return
+        flow.complete = True
+        counted = {**flow.counted, "rows": flow.counted.get("rows", 0)}
+        self.job.check_failures(self.graph.iteration, flow.node.name, counted, done=True)
+        entry = {
+            **flow.about,
+            "batches": count,
+            **counted,
+            "parts": flow.parts,
+            "checksums": flow.checksums,
+        }
+        self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        self.outcome.counts[flow.node.name] = counted
+        if isinstance(flow.node.op, Summary):
+            self.outcome.read_summary(flow.stored)
+        self.report(flow)
+
+    def carry_over(self, flow: Flow) -> bool:
+        """Complete a train node that has nothing to learn (see `run.signal`) without a trainer; False if it has something."""
+        training, made = flow.node.training, self.job.before(flow.node, self.graph)
+        assert training is not None
+        if made is None or not nothing_to_learn(flow.inputs[0].whole(), training.objective.factors):
+            return False
+        flow.sent = 1
+        self.outcome.idle.add(flow.node.name)
+        self.job.folder.event("carried", iteration=self.graph.iteration, node=flow.node.name)
+        self.commit_model(flow, made, {"idle": True, "steps": 0, "metrics": {"steps": 0.0, "examples": 0.0}})
+        return True
+
+    def drop_steps(self, flow: Flow, work: dict[str, Any]) -> None:
+        """Drop a step checkpoint that ranks of other settings left: the steps after it would be of another training."""
+        for path in sorted(Path(work["step_dir"]).glob("step-*/state.json")):
+            held = json.loads(path.read_text(encoding="utf-8"))
+            now = self.job.under(flow.node)
+            other = [
+                line for line in differences(held.get("made", now), now) if line.partition(" ")[0] in now
+            ]
+            if other:
+                node, step = flow.node.name, held["step"]
+                shutil.rmtree(work["step_dir"], ignore_errors=True)
+                self.job.folder.event("dropped", iteration=self.graph.iteration, node=node, step=step)
+                self.job.say(
+                    f"Node {node} begins its training again: its checkpoint of step {step} is dropped, because "
+                    f"{'; '.join(other)}."
+                )
+                return
+
+    def finish_training(self, flow: Flow, result: Any) -> None:
+        """A model was made."""
+        work = self.job.train_work(flow.node, self.graph)
+        made = Place(work["out"], work["state_out"], dict(result.receipt), result.checksum)
+        flow.in_flight -= 1
+        self.model_made(self.job.label_of(flow.node, self.graph), dict(result.receipt))
+        self.outcome.curves[flow.node.name] = result.curve
+        self.commit_model(flow, made, {"steps": result.steps, "metrics": result.metrics})
+        rows = int(result.metrics.get("examples", 0))
+        self.job.progress(
+            flow.node.name, {"batches": 1, "total": 1, "complete": True, "queued": 0, "rows": rows}
+        )
+        shutil.rmtree(work["step_dir"], ignore_errors=True)
+        self.job.folder.event(
+            "trained", iteration=self.graph.iteration, node=flow.node.name, steps=result.steps,
+            first_step=int(result.metrics.get("resumed_at_step", 0)),
+        )  # fmt: skip
+
+    def commit_model(self, flow: Flow, made: Place, told: dict[str, Any]) -> None:
+        """Complete a train node: note where its model is, so that nodes which wait for it may run."""
+        flow.complete = True
+        self.job.trained(flow.node, self.graph, made)
+        entry = {"key": flow.key, "made": flow.made, **told, "model": made.entry(self.job.folder)}
+        entry |= {"span": self.job.span} if self.job.span else {}
+        self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
+        self.outcome.trained[flow.node.name] = told["metrics"]
+        for later in self.flows.values():
+            self.prepare(later)
+
+    def told(self, flow: Flow, told: Told) -> None:
+        """Tell the console how far a training is."""
+        state = {"batches": 0, "total": 1, "complete": False, "queued": 0, "told": told}
+        self.job.progress(flow.node.name, state)
+
+    def report(self, flow: Flow) -> None:
+        """Tell the console how far the node is, and stop a run whose rows mostly fail."""
+        counted = flow.counted
+        self.job.check_failures(self.graph.iteration, flow.node.name, counted, done=False)
+        state = {
+            "batches": len(flow.stored),  # what is counted is committed
+            "total": flow.total,
+            "complete": flow.complete,
+            "queued": flow.in_flight,
+        }
+        if flow.node.verb != "sample":
+            counted = {name: value for name, value in counted.items() if name != "tokens"}
+        self.job.progress(flow.node.name, {**state, **counted})

@@ -1,0 +1,227 @@
+"""The run folder: everything a run produced, committed piece by piece, readable by anybody.
+
+runs/NAME/ config.json environment.json events.jsonl metrics.jsonl tensorboard/ iteration=0003/{<node>/part-*.parquet,
+manifest.json, policy/, state/}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from selfloop.workflows.errors import InputError, RunLockedError
+from selfloop.workflows.store.changes import changes, unconfirmed
+from selfloop.workflows.store.disk import append, storing, sync_folder
+from selfloop.workflows.store.environment import environment
+from selfloop.workflows.store.parts import Part, list_parts
+
+__all__ = ["FORMAT", "RunFolder", "write_json"]
+
+FORMAT = 4  # 1, 2: other content keys; absolute paths in manifests. 3: answers were read by other rules (judges/answers.py)
+OWN = ("config.json", "environment.json", "events.jsonl", "metrics.jsonl", "error.log", "tensorboard", "mlruns", "wandb",
+       ".lock", "model", "iteration=*")  # fmt: skip
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that it is either the old one or the new one, never half of it."""
+    data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storing(path.parent, path.name, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+class RunFolder:
+    """A run's folder. `open` creates it, or takes an existing one of the same config; it holds the driver's lock."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        self._lock: IO[str] | None = None
+        self._made: list[Path] = []  # folders that `open` made, the run's own first
+
+    def open(self, config: dict[str, Any], confirmed: bool = False) -> bool:
+        """Take the folder for this config and lock it. True if it holds a run already, which then goes on. confirmed: the
+        user has said yes to what `store.changes.unconfirmed` finds.
+
+        A start that ended before it committed anything is no run: its folder is taken over. Raises InputError if the
+        folder holds a run of another config, RunLockedError if another driver works on it.
+        """
+        if self.config() is None:
+            self.refuse_strangers()
+        self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        with storing(self.path, "the run folder"):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        existing = self.config()
+        if existing is not None:
+            changed = changes(existing, config)
+            if not changed.refused:
+                question = unconfirmed(existing, config) if self.committed() else None
+                if question and not confirmed:
+                    raise InputError(question)
+                if existing != config:
+                    self.note(format=FORMAT, config=config)
+                    self.event("config", changed=changed.noted + changed.free)
+                return True
+            if self.committed():
+                raise InputError(f"{self.path} holds a run of another config: {changed.refusal}")
+            self.clear()
+        write_json(self.path / "config.json", {"format": FORMAT, "config": config})
+        write_json(self.path / "environment.json", environment() | {"folder": os.getcwd()})
+        return False
+
+    def refuse_strangers(self) -> None:
+        """Raises InputError where a folder without a run holds something else."""
+        there = self.path.iterdir() if self.path.is_dir() else ()
+        strangers = sorted(path.name for path in there if not path.name.startswith("."))
+        if strangers:
+            raise InputError(
+                f"{self.path} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
+            )
+
+    def lock(self) -> None:
+        """Hold the folder until this process ends, however it ends. Raises RunLockedError where another process does."""
+        self._lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "its process is not known"
+            self.close()
+            raise RunLockedError(
+                f"another driver is working on {self.path} ({holder}). Wait until it ends, or stop that process"
+            ) from error
+        with suppress(OSError):  # who holds it is a courtesy
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}\n")
+            self._lock.flush()
+
+    def close(self) -> None:
+        if self._lock is not None:
+            with suppress(OSError):  # what is left in its buffer is of no use to anybody
+                self._lock.close()
+            self._lock = None
+
+    def clear(self) -> None:
+        """Remove everything of a run but the lock."""
+        for path in [path for name in OWN for path in self.path.glob(name) if path.name != ".lock"]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def undo(self) -> None:
+        """Remove what `open` and all after it wrote, and the folders that it made; what was there before stays."""
+        self.clear()
+        (self.path / ".lock").unlink(missing_ok=True)
+        for place in self._made:
+            with suppress(OSError):  # something else is in it
+                place.rmdir()
+
+    def committed(self) -> bool:
+        """Whether a run has committed anything here: rows or a model."""
+        places = ("iteration=*/manifest.json", "iteration=*/*/part-*.parquet")
+        return any(True for place in places for _ in self.path.glob(place))
+
+    def record(self) -> dict[str, Any]:
+        """All of config.json: the config, and what was found out when the run began; empty for a folder without a run."""
+        path = self.path / "config.json"
+        if not path.exists():
+            return {}
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held.get("format", 0) > FORMAT:
+            raise InputError(
+                f"{self.path} has format {held['format']}, and this Selfloop reads up to {FORMAT}. Use a newer Selfloop"
+            )
+        return held
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts in config.json."""
+        write_json(self.path / "config.json", {**self.record(), **facts})
+
+    def config(self) -> dict[str, Any] | None:
+        """The config the folder was made with, or None for a folder without a run."""
+        held = self.record()
+        return held["config"] if held else None
+
+    def read_by_earlier_rules(self) -> int | None:
+        """The last iteration whose answers an earlier Selfloop read (formats up to 3), None if there is none."""
+        begun = range(self.completed() + 1, -1, -1)
+        return next((index for index in begun if self.manifest(index)["format"] < 4), None)
+
+    def started_in(self) -> Path | None:
+        """The working folder of the command that made the run, which may be gone: relative paths and modules of the config are
+        meant from there."""
+        path = self.path / "environment.json"
+        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        folder = Path(held.get("folder", ""))
+        return folder if folder.is_absolute() else None
+
+    # iterations and nodes
+
+    def inside(self, path: str) -> str:
+        """A path as manifests keep it: from this folder, so that a run may be moved."""
+        return os.path.relpath(path, self.path) if Path(path).is_relative_to(self.path) else path
+
+    def resolved(self, path: str) -> str:
+        """The absolute path of what a manifest keeps."""
+        return str(self.path / path)
+
+    def iteration(self, index: int) -> Path:
+        return self.path / f"iteration={index:04d}"
+
+    def node(self, index: int, name: str) -> Path:
+        return self.iteration(index) / name
+
+    def parts(self, index: int, name: str) -> list[Part]:
+        """Committed parts of a node."""
+        return list_parts(self.node(index, name))
+
+    def manifest(self, index: int) -> dict[str, Any]:
+        """What is complete of an iteration: {nodes: {name: ...}, roles: {role: ...}, complete: bool}."""
+        path = self.iteration(index) / "manifest.json"
+        if not path.exists():
+            return {"format": FORMAT, "iteration": index, "nodes": {}, "roles": {}, "complete": False}
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def commit_node(self, index: int, name: str, entry: dict[str, Any]) -> None:
+        """Say that a node is complete. Written once a node."""
+        manifest = self.manifest(index)
+        manifest["nodes"][name] = entry
+        write_json(self.iteration(index) / "manifest.json", manifest)
+
+    def commit_iteration(self, index: int, roles: dict[str, Any]) -> None:
+        """Say that an iteration is complete, with the models it ended in."""
+        write_json(
+            self.iteration(index) / "manifest.json",
+            {**self.manifest(index), "roles": roles, "complete": True},
+        )
+
+    def completed(self) -> int:
+        """The last complete iteration; -1 if not even the initial policy was evaluated."""
+        index = -1
+        while self.manifest(index + 1)["complete"]:
+            index += 1
+        return index
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append to events.jsonl: what happened when and where (rows never say so)."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, ensure_ascii=False)
+        with storing(self.path, "events.jsonl"):
+            append(self.path / "events.jsonl", (line + "\n").encode())
