@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make check: format, lint, types, size budget, unit tests. Run with the environment's bin first in PATH.
+# make check: format, lint, rooms, types, size budget, unit tests. Run with the environment's bin first in PATH.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 status=0
@@ -19,6 +19,11 @@ checker=$!
 
 step "format (ruff)" ruff format --check --quiet .
 step "lint (ruff)" ruff check --quiet .
+rooms() {
+  local said
+  said=$(lint-imports --no-logo --no-cache) || { echo "$said"; return 1; }
+}
+step "rooms (import-linter)" rooms
 step "unit tests and size budget (pytest)" python -m pytest tests/unit -q -m "not real"
 finish() { wait "$checker" || status=1; cat "$report"; }
 step "types (pyright)" finish

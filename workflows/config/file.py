@@ -13,16 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selfloop.workflows.config.sentences import describe, first_line, nearest
 from selfloop.workflows.config.settings import Config
 from selfloop.workflows.errors import InputError
-
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.recipe import Recipe
 
 __all__ = [
     "Draft",
@@ -80,7 +77,7 @@ def config_names() -> list[str]:
 
 
 @functools.cache
-def find_recipe(slug: str) -> type[Recipe] | None:
+def find_recipe(slug: str) -> type[BaseModel] | None:
     """The class of a method, or None when there is none of that name."""
     from selfloop.workflows.recipes import RECIPES
 
@@ -304,7 +301,7 @@ def unknown_recipe(slug: str) -> str:
 
 
 def recipe_settings(
-    recipe: type[Recipe], settings: dict[str, Any], slug: str, origin: Origin
+    recipe: type[BaseModel], settings: dict[str, Any], slug: str, origin: Origin
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings in the recipe's own types (only those that were given), and what is wrong with them."""
     try:

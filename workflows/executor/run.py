@@ -19,6 +19,7 @@ from selfloop.workflows.executor.connect import connect, joins
 from selfloop.workflows.executor.schedule import Executor
 from selfloop.workflows.executor.watch import RayWatch
 from selfloop.workflows.report.console import Console
+from selfloop.workflows.report.trackers import Trackers
 from selfloop.workflows.run.findings import row_findings
 from selfloop.workflows.run.going_on import keep_resolved, refuse_changed_data, take_data
 from selfloop.workflows.run.job import Job, make_job
@@ -134,6 +135,6 @@ def run(
 def run_over_ray(setup: Setup, folder: RunFolder, console: Console) -> list[dict[str, Any]]:
     take_data(setup, folder)
     with ray_runtime(setup, folder, console) as (runtime, job):
-        history = loop(setup, folder, runtime, job, console)
+        history = loop(setup, folder, runtime, job, console, Trackers(folder.path, setup.config))
     console.done(folder.path)
     return history

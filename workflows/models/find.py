@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import resources
 from pathlib import Path
 
 from selfloop.workflows.errors import InputError
@@ -13,9 +14,7 @@ __all__ = ["model_folder"]
 def model_folder(model: str) -> Path:
     """The Hugging Face folder of the initial model: a folder, the pocket model, or a hub name (fetched if need be)."""
     if model == "pocket":
-        from selfloop.workflows.pocket.source import POCKET_MODEL
-
-        return POCKET_MODEL
+        return Path(str(resources.files("selfloop.workflows.pocket") / "base"))
     if os.path.isdir(model):
         return Path(model).absolute()
     from huggingface_hub import snapshot_download

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 from selfloop.workflows.errors import ObjectiveError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from selfloop.workflows.objectives.base import Objective
 
 __all__ = ["Domain", "canonical", "needed_columns", "prepare", "scalar"]
 
@@ -33,6 +31,20 @@ DOMAINS: dict[Domain, tuple[str, Callable[[Tensor], Tensor]]] = {
     ),
     "whole": ("a whole number from 0", lambda x: (x >= 0) & (x == x.round())),
 }
+
+
+class Objective(Protocol):
+    """An objective as its columns see it: of what `base.Objective` says, what concerns them."""
+
+    views: ClassVar[tuple[str, ...]]
+    columns: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]]
+    alternatives: ClassVar[Mapping[str, str]]
+    domains: ClassVar[Mapping[str, Domain]]
+    statistic_names: ClassVar[tuple[str, ...]]
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]: ...
 
 
 class _Check(NamedTuple):

@@ -182,9 +182,9 @@ def signal_lines(config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> I
 
 def cut_answers(config: dict[str, Any]) -> str:
     """What the run's method does with answers that were cut."""
-    from selfloop.workflows.config.file import find_recipe
+    from selfloop.workflows.recipes import RECIPES
 
-    recipe = find_recipe(config.get("recipe", ""))
+    recipe = RECIPES.get(config.get("recipe", ""))
     try:
         return recipe(**config.get("settings", {})).cut_answers if recipe else "-"
     except ValueError:  # settings of another version

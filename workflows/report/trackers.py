@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import json
-import math
 import os
 import sys
 import time
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.store.disk import append, storing
-from selfloop.workflows.store.metrics import Metrics, metric_name, read_metrics
+from selfloop.workflows.store.metrics import Metrics, MetricsFile, metric_name
 
 if TYPE_CHECKING:
     from selfloop.workflows.config import Config
@@ -34,45 +32,20 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-class Trackers:
-    """All trackers of a run. An iteration that is already in metrics.jsonl is not logged again."""
+class Trackers(MetricsFile):
+    """All trackers of a run, beside metrics.jsonl."""
 
     def __init__(self, run_dir: Path, config: Config):
-        self.path = Path(run_dir) / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.mend()
-        self.logged = {int(row["iteration"]) for row in read_metrics(self.path.parent)}
+        super().__init__(run_dir)
         self.trackers: list[Tracker] = [TRACKERS[name]() for name in config.trackers]
         for tracker in self.trackers:
             with storing(self.path.parent, "what a tracker keeps"):
                 tracker.start(self.path.parent, config)
 
-    def mend(self) -> None:
-        """Cut off a last line that a kill left unfinished."""
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-
-    def log(self, iteration: int, metrics: Metrics, step: int | None = None) -> None:
-        """Append one line, `{"iteration": 2, "step": 40, "heldout_accuracy": 0.71}`, and tell the other trackers."""
-        if iteration in self.logged:
-            return
-        finite = {metric_name(name): float(value) for name, value in metrics.items() if math.isfinite(value)}
-        row = {"iteration": iteration, **({} if step is None else {"step": step}), **finite}
-        self.append((json.dumps(row) + "\n").encode())
-        self.logged.add(iteration)
+    def tell(self, iteration: int, metrics: Metrics) -> None:
         for tracker in self.trackers:
             with storing(self.path.parent, "what a tracker keeps"):
-                tracker.log(iteration, finite)
-
-    def append(self, line: bytes) -> None:
-        """One write, flushed to disk: a kill leaves the whole line or a tail that `mend` cuts off."""
-        with storing(self.path.parent, "metrics.jsonl"):
-            append(self.path, line, sync=True)
+                tracker.log(iteration, metrics)
 
     def close(self) -> None:
         """Flush and close all trackers. Every number is in metrics.jsonl: an error here must not hide how the run ended."""

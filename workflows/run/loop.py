@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import NoSignalError
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.report.console import Console
-from selfloop.workflows.report.trackers import Trackers
 from selfloop.workflows.run.job import Job
 from selfloop.workflows.run.keep import prune
 from selfloop.workflows.run.metrics import left_out, metrics_of
@@ -17,11 +15,11 @@ from selfloop.workflows.run.outcome import Outcome
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.run.signal import IDLE, idle_iterations
 from selfloop.workflows.run.voting import voted_notes
-from selfloop.workflows.run.watch import Progress
+from selfloop.workflows.run.watch import Progress, Watcher
 from selfloop.workflows.run.way_out import idle_line, way_out
 from selfloop.workflows.store.checkpoint import Place
 from selfloop.workflows.store.folder import RunFolder
-from selfloop.workflows.store.metrics import read_metrics
+from selfloop.workflows.store.metrics import MetricsFile, read_metrics
 
 __all__ = ["Runtime", "loop", "refuse_without_signal", "unbuilt"]
 
@@ -42,11 +40,17 @@ def unbuilt(config: Config) -> list[str]:
 
 
 def loop(
-    setup: Setup, folder: RunFolder, runtime: Runtime, job: Job, console: Console
+    setup: Setup,
+    folder: RunFolder,
+    runtime: Runtime,
+    job: Job,
+    console: Watcher,
+    kept: MetricsFile | None = None,
 ) -> list[dict[str, Any]]:
-    """Iterate from the first incomplete iteration to the last, or until the recipe stops."""
+    """Iterate from the first incomplete iteration to the last, or until the recipe stops. kept: where metrics go, if not to
+    metrics.jsonl alone."""
     config = setup.config
-    trackers = Trackers(folder.path, config)
+    trackers = kept or MetricsFile(folder.path)
     try:
         last = restore(job, setup, folder)
         if stopped(setup, folder, last, console):
@@ -76,7 +80,7 @@ def loop(
         trackers.close()
 
 
-def stopped(setup: Setup, folder: RunFolder, index: int, console: Console) -> bool:
+def stopped(setup: Setup, folder: RunFolder, index: int, console: Watcher) -> bool:
     """Whether the recipe's own rule ends the run after this iteration."""
     stops = index > 0 and setup.recipe.stop(read_metrics(folder.path))
     if stops:

@@ -3,18 +3,73 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from typing import Any, Protocol, Self
 
 from selfloop.workflows.data.batches import Meta
-from selfloop.workflows.report.console import Console
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Watcher"]
+
+
+class Watcher(Protocol):
+    """Somebody who is told how a run goes: a screen, a log, a benchmark."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def line(self, text: str) -> None:
+        """Something to read, once."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth knowing of the run."""
+        ...
+
+    def doing(self, what: str) -> AbstractContextManager[None]:
+        """Something that no node tells of, and that may take long."""
+        ...
+
+    def stage(
+        self,
+        node: str,
+        rows: int,
+        total: int | None = None,
+        tokens_per_s: float | None = None,
+        queued: int | None = None,
+        done: bool = False,
+    ) -> None:
+        """How far a node is, in rows."""
+        ...
+
+    def training(
+        self,
+        node: str,
+        doing: str = "",
+        step: int = 0,
+        steps: int = 0,
+        loss: float | None = None,
+        tokens_per_s: float | None = None,
+        left_s: float | None = None,
+    ) -> None:
+        """How far a train node is. doing: what it does before or after its steps."""
+        ...
+
+    def iteration(self, index: int, metrics: Mapping[str, Any], cut: str = "") -> None:
+        """An iteration is complete. cut: what the method does with cut answers."""
+        ...
+
+    def done(self, folder: object | None = None) -> None:
+        """The run is complete."""
+        ...
 
 
 class Progress:
     """Tells the console how far each node is, with its rate of sampled tokens."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Watcher):
         self.console = console
         self.started: dict[str, tuple[float, int]] = {}
 

@@ -11,7 +11,7 @@ from typing import Any
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.verbs.judge import JudgeOp, JudgeRule
 from selfloop.workflows.judges.base import Verifier
-from selfloop.workflows.report.curve import shown
+from selfloop.workflows.models.lengths import positions_of
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.run.signal import makers
 from selfloop.workflows.store.folder import RunFolder
@@ -48,13 +48,13 @@ def diagnosis(setup: Setup, folder: RunFolder, index: int) -> tuple[str, str, di
     if cut >= MOST:
         limit = setup.config.generator.max_tokens
         return (
-            f"{shown(cut)} of the answers were cut at generator.max_tokens={limit} ({setup.recipe.cut_answers})",
+            f"{100 * cut:.1f} % of the answers were cut at generator.max_tokens={limit} ({setup.recipe.cut_answers})",
             "raise generator.max_tokens, or ask for shorter answers (prompts.system)",
             {"generator.max_tokens": longer(setup, limit)},
         )
     if abstained >= MOST:
         return (
-            f"{shown(abstained)} of the verdicts are abstentions: the judge could not read an answer or a score",
+            f"{100 * abstained:.1f} % of the verdicts are abstentions: the judge could not read an answer or a score",
             "ask for a form that can be read (prompts.system), or take another judge; the column score_judgements shows more",
             {},
         )
@@ -105,9 +105,7 @@ def more_samples(setup: Setup) -> dict[str, Any]:
 
 def longer(setup: Setup, limit: int) -> int:
     """A longer max_tokens that the model and max_model_len have room for."""
-    from selfloop.workflows.checks.model import look_at_model
-
-    longest = setup.config.generator.max_model_len or look_at_model(str(setup.folder)).positions
+    longest = setup.config.generator.max_model_len or positions_of(setup.folder)
     return LONGER * limit if longest is None else min(LONGER * limit, (limit + longest) // 2)
 
 

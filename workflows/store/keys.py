@@ -29,7 +29,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
@@ -53,14 +53,28 @@ from selfloop.workflows.store.code import (
     unwritten,
 )
 
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.graph import Node
+__all__ = ["Work", "content_key", "identity", "source_hash"]
 
-__all__ = ["content_key", "identity", "source_hash"]
+
+class Work(Protocol):
+    """A node of a graph, as a key sees it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def verb(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """Every model it needs; each has a `name`."""
+        ...
 
 
 def content_key(
-    node: Node, inputs: Mapping[str, str], models: Mapping[str, str], run: Mapping[str, Any]
+    node: Work, inputs: Mapping[str, str], models: Mapping[str, str], run: Mapping[str, Any]
 ) -> str:
     """What this node's rows depend on, and nothing else.
 
