@@ -12,12 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from selfloop.actors.train.fake import FakeTrainer
-from selfloop.actors.train.spec import TrainerSpec, TrainResult, TrainWork
+from selfloop.actors.train.spec import TrainerSpec, TrainNode, TrainResult
 from selfloop.actors.train.telling import Told
 from selfloop.actors.train.trainer import TrainerRank
 from selfloop.workflows.data.batches import count_batch
 from selfloop.workflows.errors import TrainerError
-from selfloop.workflows.flow.provenance import refuse_strangers
 from selfloop.workflows.flow.verbs.base import Context, Op
 from selfloop.workflows.store.parts import Rows, packed, read_batches
 
@@ -106,13 +105,9 @@ class Rank:
         """How far the training is, answered in a thread beside it."""
         return self.told
 
-    def train(self, work: dict[str, Any], rows: Sequence[Rows]) -> TrainResult:
+    def train(self, node: TrainNode) -> TrainResult:
         """Train on committed rows, once it is sure that the weights which the recipe asked for wrote them."""
-        tables = read_batches(rows)
-        table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
-        refuse_strangers(table, work["writers"])
-        given = {name: value for name, value in work.items() if name != "writers"}
-        return self.trainer.train(TrainWork(table=table, **given))
+        return self.trainer.train(node.opened())
 
     def logprobs(
         self, folder: str | None, contexts: list[list[int]], targets: list[list[int]]

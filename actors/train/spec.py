@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
+from selfloop.workflows.flow.provenance import Writers, refuse_strangers
 from selfloop.workflows.objectives.base import Objective
+from selfloop.workflows.store.parts import Rows, read_batches
 
 if TYPE_CHECKING:
     from selfloop.workflows.config import Lora
 
-__all__ = ["TrainResult", "TrainWork", "TrainerSpec"]
+__all__ = ["TrainNode", "TrainResult", "TrainWork", "TrainerSpec"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class TrainWork:
     `start_state`, which a train node with `continued` leaves there. out, state_out: folders to write. step_dir: where
     step checkpoints go, for replay after a death. frozen: folders of the teachers that an objective asks for. head: what
     is made has a scalar head, the start's or, if that is a language model, a new one. span: (iteration, of iterations) that
-    the learning rate's schedule goes over. node: how messages name the node.
+    the learning rate's schedule goes over. node: how messages name the node. table: the rows it learns from; on the way
+    to a trainer there are none (see TrainNode).
     """
 
     role: str
@@ -63,9 +66,9 @@ class TrainWork:
     start_state: str | None
     reference: str | None
     objective: Objective
-    table: pa.Table
     optimizer: Literal["fresh", "continued"]
     out: str
+    table: pa.Table = field(default_factory=lambda: pa.table({}))
     state_out: str | None = None
     step_dir: str | None = None
     epochs: float = 1
@@ -76,6 +79,23 @@ class TrainWork:
     head: bool = False
     span: tuple[int, int] = (1, 1)
     node: str = "train"
+
+
+@dataclass(frozen=True)
+class TrainNode:
+    """A train node on its way to a trainer: its work, the batches that this learns from, and whose rows they may hold."""
+
+    work: TrainWork
+    rows: Sequence[Rows]
+    writers: Writers
+
+    def opened(self) -> TrainWork:
+        """The work with its table, read where it is needed, once it is sure that the weights which the recipe asked for
+        wrote it."""
+        tables = read_batches(self.rows)
+        table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+        refuse_strangers(table, self.writers)
+        return replace(self.work, table=table)
 
 
 @dataclass(frozen=True)

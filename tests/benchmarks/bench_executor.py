@@ -26,7 +26,6 @@ from selfloop.workflows.objectives.dpo import DPO
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.rules.pairs import MostAgainstLeast
 from selfloop.workflows.run.job import Job
-from selfloop.workflows.run.loop import restore
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.store.folder import RunFolder
 from tests.benchmarks.machine import Load, describe, equal_priority
@@ -86,7 +85,7 @@ def main() -> None:
     setup, folder = ChainSetup(config), RunFolder(place / "run")
     folder.open(config.model_dump(mode="json"))
     with ray_runtime(setup, folder, Console(live=False)) as (runtime, job):
-        restore(job, setup, folder)
+        job.models.restore(setup.initial)
         graph = setup.planner.graph(1)
         batches = -(-prompts // config.batch_size)
         watch = job.progress = Watch(job, batches)

@@ -20,7 +20,6 @@ from pathlib import Path
 from selfloop.workflows.config import Config
 from selfloop.workflows.executor.run import ray_runtime
 from selfloop.workflows.report.console import Console
-from selfloop.workflows.run.loop import restore
 from selfloop.workflows.store.folder import RunFolder
 from tests.benchmarks.machine import Load, describe, equal_priority, spread
 from tests.benchmarks.stages import Stages
@@ -41,12 +40,12 @@ def measure(batches: int, sample: float, judge: float | None, repeats: int) -> l
     found: list[float] = []
     try:
         with ray_runtime(setup, folder, Console(live=False)) as (runtime, job):
-            restore(job, setup, folder)
+            job.models.restore(setup.initial)
             for index in range(1, repeats + 2):
                 graph = setup.planner.graph(index)
                 began = time.perf_counter()
                 outcome = runtime.run(graph)
-                job.settle(graph)
+                job.models.settle(graph)
                 found.append(time.perf_counter() - began)
                 assert outcome.counts["judge"]["rows"] == 2 * PROMPTS * batches, (
                     "the source ran out of prompts"

@@ -53,8 +53,8 @@ def calls(model: str, rows: int, group: int, count: int, zero: int) -> dict[str,
         start, state = model, None
         for version in range(1, count + 2):
             place = Path(folder) / str(version)
-            work = TrainWork("policy", version, start, state, model, GRPO(), rows_for(rows, group), "continued",
-                             str(place / "policy"), str(place / "state"), str(place / ".steps"))  # fmt: skip
+            work = TrainWork("policy", version, start, state, model, GRPO(), "continued", str(place / "policy"),
+                             rows_for(rows, group), str(place / "state"), str(place / ".steps"))  # fmt: skip
             before = time.process_time()
             result = trainer.train(work)
             trainer.weights()

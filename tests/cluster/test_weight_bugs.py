@@ -122,11 +122,11 @@ def test_a_publish_in_the_middle_of_a_prompt_group_is_refused(
     actors.serve("policy@0", 0, place)
     graph = setup.planner.graph(1)
     job = make_job(setup, RunFolder(tmp_path / "run"), {})
-    job.places["policy@0"] = place
+    job.models.places["policy@0"] = place
     actor = actors.engines.replicas[0].actor
     if not guard:
         ray.get(actor.arm.remote("loads whenever it is told"))
-    rows = job.source_batches(graph.nodes["prompts"].op, job.batch_size)[0]  # type: ignore[arg-type]
+    rows = job.sources.batches(graph.nodes["prompts"].op, job.batch_size)[0]  # type: ignore[arg-type]
     running = actor.run.options(num_returns=2).remote(
         graph.nodes["sample"].op, job.context(graph.nodes["sample"], 1), rows
     )

@@ -69,8 +69,8 @@ class Executor(Runner):
             self.training.wait(1.0)
             result = self.training.poll()
             if result is not None:
-                flow, self.training = self.training.flow, None
-                self.finish_training(flow, result)
+                call, self.training = self.training, None
+                self.finish_training(call.flow, call.node.work, result)
         self.actors.mend()
 
     def go(self, graph: Graph) -> Outcome:
@@ -110,14 +110,14 @@ class Executor(Runner):
                 or node.op is None
                 or node.op.place != "engine"
                 or node.model is None
-                or not self.job.has(node.model)
+                or not self.job.models.has(node.model)
             ):
                 continue
-            wanted = self.job.label(node.model)
+            wanted = node.model.label
             if pool.model != wanted and pool.in_flight == 0 and not self.resting():
                 with self.job.doing(f"the engines get the weights of {wanted}"):
                     self.outcome.gaps[wanted] = self.actors.serve(
-                        wanted, node.model.version, self.job.place(node.model)
+                        wanted, node.model.version, self.job.models.place(node.model)
                     )
                 self.job.folder.event("serve", model=wanted, replicas=len(pool.replicas))
             self.wanted = wanted
@@ -140,14 +140,14 @@ class Executor(Runner):
         node = flow.node
         if flow.barrier:
             return all(source.complete for source in flow.inputs) and all(
-                self.job.has(model) for model in node.models
+                self.job.models.has(model) for model in node.models
             )
         assert node.op is not None
         if node.op.place == "engine":
             assert node.model is not None
-            served = self.job.label(node.model) == self.actors.engines.model == self.wanted
-            return served and self.job.has(node.model) and not self.resting()
-        ready = all(self.job.has(model) for model in node.models)
+            served = node.model.label == self.actors.engines.model == self.wanted
+            return served and self.job.models.has(node.model) and not self.resting()
+        ready = all(self.job.models.has(model) for model in node.models)
         return ready and (node.op.place != "trainer" or node.model == self.measured())
 
     def resting(self) -> bool:
@@ -161,7 +161,7 @@ class Executor(Runner):
         """The model that may be measured now: loading another one for every batch would cost more than measuring it."""
         for flow in self.flows.values():
             op, model = flow.node.op, flow.node.model
-            if op and op.place == "trainer" and not flow.complete and model and self.job.has(model):
+            if op and op.place == "trainer" and not flow.complete and model and self.job.models.has(model):
                 return model
         return None
 
@@ -233,8 +233,8 @@ class Executor(Runner):
             if self.training is not None and self.training.flow is flow:
                 result = self.training.poll()
                 if result is not None:
-                    self.training = None
-                    self.finish_training(flow, result)
+                    node, self.training = self.training.node, None
+                    self.finish_training(flow, node.work, result)
                 elif (told := self.training.news()) is not None:
                     self.told(flow, told)
             return False
@@ -246,12 +246,10 @@ class Executor(Runner):
             return False
         self.told(flow, Told("its rows are gathered"))
         self.actors.before_training()
-        source = flow.inputs[0]
-        rows = source.whole()
-        work = self.job.train_work(flow.node, self.graph)
-        self.drop_steps(flow, work)
+        node = self.job.train_node(flow.node, self.graph, flow.inputs[0].whole())
+        self.drop_steps(flow, node.work)
         self.job.folder.event("train", iteration=self.graph.iteration, node=flow.node.name)
-        self.training = TrainingCall(flow, self.actors.trainer, work, rows, self.job.folder.event)
+        self.training = TrainingCall(flow, self.actors.trainer, node, self.job.folder.event)
         flow.sent, flow.in_flight = 1, 1
         return True
 

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from selfloop.actors.train.rank import Rank
-from selfloop.actors.train.spec import TrainerSpec
+from selfloop.actors.train.spec import TrainerSpec, TrainNode
 from selfloop.actors.train.telling import Told
 from selfloop.workflows.errors import SelfloopError, StoreError, TrainerError
 from selfloop.workflows.executor.deaths import deaths, died
@@ -51,10 +51,10 @@ class TrainerGroup:
         self.joined = [rank.join.remote(address) for rank in self.ranks]
         return self.ranks[0]
 
-    def train(self, work: dict[str, Any], rows: Sequence[Any]) -> list[Any]:
+    def train(self, node: TrainNode) -> list[Any]:
         """Start training on every rank; the references resolve to their TrainResults."""
         self.loaded = ""
-        return [rank.train.remote(work, list(rows)) for rank in self.ranks]
+        return [rank.train.remote(node) for rank in self.ranks]
 
     def logprobs(
         self, folder: str | None, contexts: list[list[int]], targets: list[list[int]]
@@ -79,18 +79,10 @@ class TrainerGroup:
 class TrainingCall:
     """A train node under way. A rank that dies ends the group, which is rebuilt and goes on from its last checkpoint."""
 
-    def __init__(
-        self,
-        flow: Flow,
-        group: TrainerGroup,
-        work: dict[str, Any],
-        rows: Sequence[Any],
-        event: Callable[..., None],
-    ):
+    def __init__(self, flow: Flow, group: TrainerGroup, node: TrainNode, event: Callable[..., None]):
         self.flow = flow
         self.group = group
-        self.work = work
-        self.rows = rows
+        self.node = node
         self.event = event
         self.tries = 0
         self.asked: tuple[float, Any] = (0.0, None)
@@ -98,7 +90,7 @@ class TrainingCall:
 
     def start(self) -> None:
         self.tries += 1
-        self.refs = self.group.train(self.work, self.rows)
+        self.refs = self.group.train(self.node)
         self.generation = self.group.pool.replicas[0].generation
 
     def wait(self, seconds: float) -> None:
@@ -125,7 +117,9 @@ class TrainingCall:
                 raise cause from None
             name = self.flow.node.name
             if is_full(cause):
-                raise StoreError(unwritten(Path(self.work["out"]), "what the trainer keeps", cause)) from None
+                raise StoreError(
+                    unwritten(Path(self.node.work.out), "what the trainer keeps", cause)
+                ) from None
             raise TrainerError(f"node {name!r} broke: {type(cause).__name__}: {cause}\n{error}") from None
         return None if running else results[0]
 

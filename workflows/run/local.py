@@ -12,7 +12,6 @@ from selfloop.actors.train.rank import Scorer
 from selfloop.workflows.data.batches import Meta, count_batch, split_groups, whole_groups
 from selfloop.workflows.flow.asks import Engine
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.provenance import refuse_strangers
 from selfloop.workflows.models.codec import Codec
 from selfloop.workflows.run.job import Job, make_job
 from selfloop.workflows.run.loop import Runtime
@@ -106,18 +105,13 @@ class LocalRuntime(Runner):
         flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, metas, flow.about), "")
 
     def train(self, flow: Flow) -> None:
-        from selfloop.actors.train.spec import TrainWork
-
         if self.carry_over(flow):
             return
-        rows = read_batches(flow.inputs[0].whole())
-        table = pa.concat_tables(rows, promote_options="default") if rows else pa.table({})
         flow.in_flight += 1
-        given = self.job.train_work(flow.node, self.graph)
-        self.drop_steps(flow, given)
-        refuse_strangers(table, given.pop("writers"))
+        node = self.job.train_node(flow.node, self.graph, flow.inputs[0].whole())
+        self.drop_steps(flow, node.work)
         self.trainer.tell = partial(self.told, flow)
-        self.finish_training(flow, self.trainer.train(TrainWork(table=table, **given)))
+        self.finish_training(flow, node.work, self.trainer.train(node.opened()))
 
 
 def local_runtime(setup: Setup, folder: RunFolder, engine: Any, trainer: Any) -> tuple[Runtime, Job]:

@@ -17,7 +17,6 @@ from selfloop.workflows.run.signal import IDLE, idle_iterations
 from selfloop.workflows.run.voting import voted_notes
 from selfloop.workflows.run.watch import Progress, Watcher
 from selfloop.workflows.run.way_out import idle_line, way_out
-from selfloop.workflows.store.checkpoint import Place
 from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.metrics import MetricsFile, read_metrics
 
@@ -52,7 +51,7 @@ def loop(
     config = setup.config
     trackers = kept or MetricsFile(folder.path)
     try:
-        last = restore(job, setup, folder)
+        last = job.models.restore(setup.initial)
         if stopped(setup, folder, last, console):
             return read_metrics(folder.path)
         for index in range(last + 1, config.iterations + 1):
@@ -61,7 +60,7 @@ def loop(
             job.progress, job.doing, job.say = Progress(console), console.doing, console.line
             folder.event("iteration", iteration=index)
             outcome = runtime.run(graph)
-            roles = job.settle(graph)
+            roles = job.models.settle(graph)
             metrics = metrics_of(graph, outcome, time.monotonic() - started)
             trackers.log(index, metrics)
             folder.commit_iteration(index, {role: place.entry(folder) for role, place in roles.items()})
@@ -98,16 +97,3 @@ def refuse_without_signal(setup: Setup, folder: RunFolder, index: int) -> None:
     idle = idle_iterations(folder, index)
     if len(idle) >= IDLE and not setup.recipe.stop(read_metrics(folder.path)):
         raise NoSignalError(way_out(setup, folder, idle))
-
-
-def restore(job: Job, setup: Setup, folder: RunFolder) -> int:
-    """Note where the models of the complete iterations are; returns the last of these."""
-    job.places["policy@0"] = Place(str(setup.folder), None, None, setup.model_hash)
-    last = folder.completed()
-    for index in range(last + 1):
-        made = {role: Place.of(entry, folder) for role, entry in folder.manifest(index)["roles"].items()}
-        earlier = {
-            name.split("@")[0]: place for name, place in job.places.items() if name.endswith(f"@{index - 1}")
-        }
-        job.places |= {f"{role}@{index}": place for role, place in (earlier | made).items()}
-    return last

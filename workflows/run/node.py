@@ -177,7 +177,7 @@ def make_flows(graph: Graph, job: Job) -> dict[str, Flow]:
     for name, flow in flows.items():
         flow.batch_size = sizes[name]
         if isinstance(flow.node.op, Source):
-            flow.fixed = list(job.source_batches(flow.node.op, flow.batch_size))
+            flow.fixed = list(job.sources.batches(flow.node.op, flow.batch_size))
             flow.complete = True
         elif flow.node.training is None:
             flow.resume(job.folder.parts(graph.iteration, name))

@@ -35,7 +35,7 @@ def take_node(job: Job, graph: Graph, flow: Flow) -> bool:
             link(Path(part.path), job.folder.node(graph.iteration, name) / Path(part.path).name)
         flow.resume(job.folder.parts(graph.iteration, name))
     else:
-        made = take_model(Place.of(entry["model"], job.reuse), job.made_folder(flow.node, graph))
+        made = take_model(Place.of(entry["model"], job.reuse), job.models.out(flow.node, graph))
         if made is None:
             return False
         entry["model"] = made.entry(job.folder)

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from selfloop.actors.train.spec import TrainResult, TrainWork
 from selfloop.actors.train.telling import Told
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.verbs.whole import Summary
 from selfloop.workflows.run.job import Job
+from selfloop.workflows.run.models import made_by
 from selfloop.workflows.run.node import Flow, make_flows
 from selfloop.workflows.run.outcome import Outcome
 from selfloop.workflows.run.reuse import take_node
@@ -46,7 +48,7 @@ class Runner:
 
     def prepare(self, flow: Flow) -> None:
         """Once the node's models are known: its content key, and its rows if another run has made them already."""
-        if flow.key or not all(self.job.has(model) for model in flow.node.models):
+        if flow.key or not all(self.job.models.has(model) for model in flow.node.models):
             return
         inputs = {source.node.name: source.key for source in flow.inputs}
         if not all(inputs.values()):
@@ -85,7 +87,7 @@ class Runner:
         if flow.node.training is None:
             self.outcome.counts[flow.node.name] = entry
         else:
-            self.job.trained(flow.node, self.graph, Place.of(entry["model"], self.job.folder))
+            self.job.models.note(made_by(flow.node, self.graph), Place.of(entry["model"], self.job.folder))
             self.outcome.trained[flow.node.name] = entry.get("metrics", {})
             self.outcome.idle |= {flow.node.name} if entry.get("idle") else set()
         if isinstance(flow.node.op, Summary):
@@ -114,7 +116,7 @@ class Runner:
 
     def carry_over(self, flow: Flow) -> bool:
         """Complete a train node that has nothing to learn (see `run.signal`) without a trainer; False if it has something."""
-        training, made = flow.node.training, self.job.before(flow.node, self.graph)
+        training, made = flow.node.training, self.job.models.before(flow.node, self.graph)
         assert training is not None
         if made is None or not nothing_to_learn(flow.inputs[0].whole(), training.objective.factors):
             return False
@@ -124,9 +126,10 @@ class Runner:
         self.commit_model(flow, made, {"idle": True, "steps": 0, "metrics": {"steps": 0.0, "examples": 0.0}})
         return True
 
-    def drop_steps(self, flow: Flow, work: dict[str, Any]) -> None:
+    def drop_steps(self, flow: Flow, work: TrainWork) -> None:
         """Drop a step checkpoint that ranks of other settings left: the steps after it would be of another training."""
-        for path in sorted(Path(work["step_dir"]).glob("step-*/state.json")):
+        assert work.step_dir is not None
+        for path in sorted(Path(work.step_dir).glob("step-*/state.json")):
             held = json.loads(path.read_text(encoding="utf-8"))
             now = self.job.under(flow.node)
             other = [
@@ -134,7 +137,7 @@ class Runner:
             ]
             if other:
                 node, step = flow.node.name, held["step"]
-                shutil.rmtree(work["step_dir"], ignore_errors=True)
+                shutil.rmtree(work.step_dir, ignore_errors=True)
                 self.job.folder.event("dropped", iteration=self.graph.iteration, node=node, step=step)
                 self.job.say(
                     f"Node {node} begins its training again: its checkpoint of step {step} is dropped, because "
@@ -142,19 +145,18 @@ class Runner:
                 )
                 return
 
-    def finish_training(self, flow: Flow, result: Any) -> None:
+    def finish_training(self, flow: Flow, work: TrainWork, result: TrainResult) -> None:
         """A model was made."""
-        work = self.job.train_work(flow.node, self.graph)
-        made = Place(work["out"], work["state_out"], dict(result.receipt), result.checksum)
+        made = Place(work.out, work.state_out, dict(result.receipt), result.checksum)
         flow.in_flight -= 1
-        self.model_made(self.job.label_of(flow.node, self.graph), dict(result.receipt))
+        self.model_made(made_by(flow.node, self.graph).label, dict(result.receipt))
         self.outcome.curves[flow.node.name] = result.curve
         self.commit_model(flow, made, {"steps": result.steps, "metrics": result.metrics})
         rows = int(result.metrics.get("examples", 0))
         self.job.progress(
             flow.node.name, {"batches": 1, "total": 1, "complete": True, "queued": 0, "rows": rows}
         )
-        shutil.rmtree(work["step_dir"], ignore_errors=True)
+        shutil.rmtree(work.step_dir or "", ignore_errors=True)
         self.job.folder.event(
             "trained", iteration=self.graph.iteration, node=flow.node.name, steps=result.steps,
             first_step=int(result.metrics.get("resumed_at_step", 0)),
@@ -163,7 +165,7 @@ class Runner:
     def commit_model(self, flow: Flow, made: Place, told: dict[str, Any]) -> None:
         """Complete a train node: note where its model is, so that nodes which wait for it may run."""
         flow.complete = True
-        self.job.trained(flow.node, self.graph, made)
+        self.job.models.note(made_by(flow.node, self.graph), made)
         entry = {"key": flow.key, "made": flow.made, **told, "model": made.entry(self.job.folder)}
         entry |= {"span": self.job.span} if self.job.span else {}
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)

@@ -26,6 +26,7 @@ from selfloop.workflows.models.find import model_folder
 from selfloop.workflows.models.with_template import lay_out
 from selfloop.workflows.recipes import RECIPES
 from selfloop.workflows.sources import load_prompts, load_source
+from selfloop.workflows.store.checkpoint import Place
 from selfloop.workflows.store.reading import open_run
 
 __all__ = ["Setup", "open_config"]
@@ -138,6 +139,11 @@ class Setup:
                     while chunk := file.read(2**24):
                         digest.update(chunk)
         return digest.hexdigest()[:16]
+
+    @property
+    def initial(self) -> Place:
+        """The initial model as the first of a run's models."""
+        return Place(str(self.folder), None, None, self.model_hash)
 
     @property
     def probe_messages(self) -> list[list[Message]]:

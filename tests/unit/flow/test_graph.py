@@ -157,7 +157,7 @@ def test_prompts_go_on_where_the_last_iteration_stopped(tmp_path: Any) -> None:
 
     setup = Setup(fake_config(prompts={"heldout": 8, "per_iteration": 10, "options": {"size": 24}}))
     job = make_job(setup, RunFolder(tmp_path), {})
-    taken = [[name for batch in job.source_batches(setup.planner.graph(index).nodes["prompts"].op, 64)  # type: ignore[arg-type]
+    taken = [[name for batch in job.sources.batches(setup.planner.graph(index).nodes["prompts"].op, 64)  # type: ignore[arg-type]
               for name in batch["prompt_id"].to_pylist()] for index in (1, 2, 3)]  # type: ignore[index]  # fmt: skip
     assert [len(names) for names in taken[:2]] == [10, 10] and 8 <= len(taken[2]) <= 10
     assert all(
@@ -183,7 +183,7 @@ def test_more_prompts_asked_than_there_are_takes_all_of_them_every_time(tmp_path
     for index in (1, 2, 3):
         op = setup.planner.graph(index).nodes["prompts"].op
         assert isinstance(op, Source)
-        orders.append(job.source_rows(op)["prompt_id"].to_pylist())
+        orders.append(job.sources.rows(op)["prompt_id"].to_pylist())
         assert len(orders[-1]) == 24 and set(orders[-1]) == everything
     assert orders[0] != orders[1] != orders[2]
     assert "  prompts  [driver]  about 24 rows" in describe(config)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +177,16 @@ def test_a_step_checkpoint_of_other_ranks_is_dropped_and_said(tmp_path: Path) ->
     job.versions, said = VERSIONS, list[str]()
     job.say = said.append
     runner, graph = Runner(job), Setup(config).planner.graph(1)
-    job.places["policy@0"] = Place("x")
+    job.models.places["policy@0"] = Place("x")
     runner.begin(graph)
     steps = tmp_path / "steps"
+    work = replace(job.train_node(graph.nodes["train"], graph, []).work, step_dir=str(steps))
     for made, left in (
         (VERSIONS["trainer"]["settings"], True),
         ({**VERSIONS["trainer"]["settings"], "ranks": 2}, False),
     ):
         write_json(steps / "step-000005" / "state.json", {"step": 5, "made": made, "key": "x"})
-        runner.drop_steps(runner.flows["train"], {"step_dir": str(steps)})
+        runner.drop_steps(runner.flows["train"], work)
         assert steps.exists() == left
     assert said == [
         "Node train begins its training again: its checkpoint of step 5 is dropped, because ranks was 2 and is now 1."

@@ -19,7 +19,6 @@ from selfloop.workflows.judges.base import Verifier
 from selfloop.workflows.objectives.dpo import DPO
 from selfloop.workflows.objectives.sft import SFT
 from selfloop.workflows.run.job import make_job
-from selfloop.workflows.run.loop import restore
 from selfloop.workflows.store.folder import RunFolder, write_json
 from selfloop.workflows.store.parts import read_table, row_hash
 from tests.unit.flows import close_shared_actors, fake_config, rows_of, run_on, setup_of
@@ -339,6 +338,6 @@ def test_a_run_that_was_moved_goes_on_from_its_own_weights(tmp_path: Path) -> No
     run_on("local", fake_config(iterations=1, seed=5), tmp_path / "first", Plain())
     setup, folder = setup_of(fake_config(), Plain()), RunFolder(tmp_path / "moved")
     job = make_job(setup, folder, {})
-    assert restore(job, setup, folder) == 1
-    assert job.places["policy@1"].folder == str(tmp_path / "moved" / "iteration=0001" / "policy")
+    assert job.models.restore(setup.initial) == 1
+    assert job.models.places["policy@1"].folder == str(tmp_path / "moved" / "iteration=0001" / "policy")
     assert str(tmp_path / "first") not in (folder.iteration(1) / "manifest.json").read_text()

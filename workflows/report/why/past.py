@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node
 from selfloop.workflows.flow.provenance import kept_rows
 from selfloop.workflows.flow.verbs.join import Concat, Save
-from selfloop.workflows.run.job import Job, carried, make_job
+from selfloop.workflows.run.models import carried
 from selfloop.workflows.run.setup import Setup
+from selfloop.workflows.run.sources import Sources
 from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.reading import iterations_of
 
@@ -41,9 +42,9 @@ class Past:
     manifests: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
-    def job(self) -> Job:
-        """The run as a runtime would see it, for the slices that its sources took."""
-        return make_job(self.setup, self.folder, {})
+    def sources(self) -> Sources:
+        """The slices that its source nodes took."""
+        return Sources(self.folder, self.setup.config.seed, self.setup.sources)
 
     @cached_property
     def iterations(self) -> list[int]:

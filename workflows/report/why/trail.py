@@ -197,7 +197,7 @@ def source_rows(past: Past, ask: Ask, index: int, node: Node, held: dict[str, li
         rows, _ = past.group(*kept, ask.prompt)
         whole = ask.sample is None and ask.node is None
         return [row for row in rows if whole or not {"response_ids", "chosen_ids"} & set(row)]
-    table = past.job.source_rows(node.op)
+    table = past.sources.rows(node.op)
     place = pc.index(table["prompt_id"], ask.prompt).as_py()
     return table.slice(place, 1).to_pylist() if place >= 0 else []
 
