@@ -339,11 +339,11 @@ def checked(draft: Draft, folder: Path, yes: bool = False) -> Findings:
 
 def start(config: Config, folder: Path, found: Findings, debug: bool, yes: bool = False) -> None:
     """Run a checked config."""
-    from selfloop.workflows.recipes import RECIPES
+    from selfloop.workflows.recipes import find_method
     from selfloop.workflows.report.console import Console
     from selfloop.workflows.store.metrics import read_metrics
 
-    recipe = RECIPES.get(config.recipe)
+    recipe = find_method(config.recipe)
     title = f"{recipe.title} ({recipe.paper})" if recipe and recipe.title else config.recipe
     prompts = config.prompts
     with outcomes(debug, folder), stopped_by_signal():

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,12 +75,11 @@ def config_names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-@functools.cache
 def find_recipe(slug: str) -> type[BaseModel] | None:
-    """The class of a method, or None when there is none of that name."""
-    from selfloop.workflows.recipes import RECIPES
+    """The class of a method, or None when there is none of that name. Raises InputError for one that cannot be had."""
+    from selfloop.workflows.recipes import find_method
 
-    return RECIPES.get(slug)
+    return find_method(slug)
 
 
 @dataclass
@@ -265,11 +263,15 @@ def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 def validate(raw: dict[str, Any], origin: Origin, broken: set[str]) -> tuple[Config | None, list[str]]:
     """The config, with wrong values left at their defaults (their keys go to `broken`), and all problems."""
     problems: list[str] = []
-    recipe = raw.get("recipe")
-    found = find_recipe(recipe) if isinstance(recipe, str) else None
-    if isinstance(recipe, str) and found is None:
-        problems.append(origin("recipe", unknown_recipe(recipe)))
-        broken.add("recipe")
+    recipe, found = raw.get("recipe"), None
+    if isinstance(recipe, str):
+        try:
+            found = find_recipe(recipe)
+            wrong = [] if found else [unknown_recipe(recipe)]
+        except InputError as error:
+            wrong = [str(error)]
+        problems += [origin("recipe", text) for text in wrong]
+        broken.update(["recipe"] if wrong else [])
     settings = raw.get("settings") or {}
     if found is not None and isinstance(recipe, str) and isinstance(settings, Mapping):
         settings, wrong = recipe_settings(found, dict(settings), recipe, origin)

@@ -5,12 +5,12 @@ Unknown keys are refused with the nearest known one, values out of range with th
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from selfloop.workflows.models.templates import template_text
+from selfloop.workflows.outside.load import NAMED
 
 __all__ = [
     "Checkpoints",
@@ -26,7 +26,6 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 JUDGES = ("exact", "number", "math", "choice")
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Section(BaseModel):
@@ -240,7 +239,7 @@ class Checkpoints(Section):
 class Config(Section):
     """Everything a run depends on. Only `recipe` has no default."""
 
-    recipe: str = Field(description="a method of `selfloop methods`")
+    recipe: str = Field(description="a method of `selfloop methods`, or one of your own as module:Class")
     settings: dict[str, Any] = Field(default_factory=dict, description="the recipe's own fields")
     model: str = Field(default="pocket", min_length=1, description="a folder, a hub name, or pocket")
     prompts: Prompts = Prompts()
@@ -292,7 +291,7 @@ class Config(Section):
     @field_validator("judge")
     @classmethod
     def known_judge(cls, value: str | None) -> str | None:
-        if value is not None and value not in JUDGES and not FUNCTION.fullmatch(value):
+        if value is not None and value not in JUDGES and not NAMED.fullmatch(value):
             raise ValueError(
                 f"judge is {value!r}, and must be {', '.join(JUDGES)}, or module:function for a checker of your own. "
                 "Leave it out for the source's own"

@@ -6,10 +6,7 @@ A config names one of `VERIFIERS`, or a function of one's own as `module:functio
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
-import os
-import sys
 from functools import cache
 from typing import Any, ClassVar
 
@@ -22,6 +19,7 @@ from selfloop.workflows.judges.math.expressions import final_expression, form_of
 from selfloop.workflows.judges.math.process import compare, require_math_verify
 from selfloop.workflows.judges.math.worker import score
 from selfloop.workflows.judges.reading.numbers import CLOCK
+from selfloop.workflows.outside.load import load
 
 __all__ = ["VERIFIERS", "AnswerVerifier", "Choice", "Exact", "FunctionVerifier", "Math", "Number", "verifier"]
 
@@ -167,18 +165,7 @@ def verifier(name_or_path: str) -> Verifier:
 @cache
 def resolve(path: str) -> Any:
     """What a module:function names. Raises InputError when it is not there."""
-    module, _, name = path.partition(":")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # a console script does not look there
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise InputError(
-            f"judge={path}: module {module} cannot be imported ({error}); it must be installed, or lie in the folder "
-            "the command is started from"
-        ) from error
-    except AttributeError as error:
-        raise InputError(f"judge={path}: module {module} has no {name!r}") from error
+    found = load(path, "judge")
     if not callable(found) and not isinstance(found, Verifier):
         raise InputError(f"judge={path} is {type(found).__name__}, not a function of one row")
     return found

@@ -24,7 +24,7 @@ from selfloop.workflows.judges.base import Verifier
 from selfloop.workflows.judges.verifiers import verifier
 from selfloop.workflows.models.find import model_folder
 from selfloop.workflows.models.with_template import lay_out
-from selfloop.workflows.recipes import RECIPES
+from selfloop.workflows.recipes import find_method
 from selfloop.workflows.sources import load_prompts, load_source
 from selfloop.workflows.store.checkpoint import Place
 from selfloop.workflows.store.reading import open_run
@@ -51,7 +51,10 @@ class Setup:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return RECIPES[self.config.recipe](**self.config.settings)
+        method = find_method(self.config.recipe)
+        if method is None:
+            raise InputError(f"there is no method {self.config.recipe!r}. `selfloop methods` lists them")
+        return method(**self.config.settings)
 
     @cached_property
     def sources(self) -> dict[str, pa.Table]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import ModelRef, Node
-from selfloop.workflows.recipes import RECIPES
+from selfloop.workflows.recipes import find_method
 from selfloop.workflows.report.text import clean
 from selfloop.workflows.report.why.page import Page, named, settings_of, words
 from selfloop.workflows.report.why.past import Made, Past, Row
@@ -40,7 +40,7 @@ UNTOLD = ("step", "steps", "examples", "tokens_per_s", "prepare_s", "train_s", "
 def why(run: str | Path, what: str, width: int = 80) -> str:
     """The chain behind a version (`3`, `policy@3`) or a row (`PROMPT[/NODE][/SAMPLE][@ITERATION]`), as text."""
     folder, config = open_config(run)
-    if config.recipe not in RECIPES:
+    if find_method(config.recipe) is None:
         raise InputError(
             f"{folder} is a run of the recipe {config.recipe!r}, which this Selfloop does not have, so its graph is not known. "
             "Ask the Selfloop that made it"
