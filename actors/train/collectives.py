@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Ranks"]
+__all__ = ["Collectives"]
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Which rank this is, and small messages between all of them."""
+class Collectives:
+    """Which rank this is of `world`, and what it says to all and hears of all. Every rank must take part in each call."""
 
     rank: int
     world: int

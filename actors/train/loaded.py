@@ -23,21 +23,21 @@ from selfloop.workflows.errors import TrainerError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfloop.actors.train.collectives import Ranks
+    from selfloop.actors.train.collectives import Collectives
     from selfloop.actors.train.spec import TrainerSpec, TrainWork
 
-__all__ = ["Held"]
+__all__ = ["Loaded"]
 
 
 @dataclass
-class Held:
+class Loaded:
     """served, masters, moments: fingerprints of the folders they are of; None: of no folder (half-way weights).
 
     head: the model has a scalar head. bases: what is known of the folders that adapters stand on.
     """
 
     spec: TrainerSpec
-    ranks: Ranks
+    collectives: Collectives
     head: bool = False
     served: Any = None
     masters: Any = None
@@ -50,7 +50,7 @@ class Held:
     def model(self) -> Sharded:
         """The engine; built anew after an error that may have left half a step in it."""
         if self.built is None:
-            self.built = Sharded(self.spec, self.ranks.world, self.head)
+            self.built = Sharded(self.spec, self.collectives.world, self.head)
             self.forget()
         return self.built
 
@@ -93,7 +93,7 @@ class Held:
     def marks(self, folder: str, state: str | None, seed: int) -> tuple[Any, Any]:
         """What tells whether the served weights, and the masters, of these folders are held already."""
         new = seed if self.spec.lora and state_base(state) is None else None
-        return self.ranks.first((fingerprint(folder), (fingerprint(folder, state), new)))
+        return self.collectives.first((fingerprint(folder), (fingerprint(folder, state), new)))
 
     def reader(self, source: Folder) -> Callable[[str], Tensor]:
         """Reads a checkpoint's tensors; a new scalar head is zero."""
@@ -122,15 +122,15 @@ class Held:
     def prove_base(self, folder: str, state: str | None, old: Base | None) -> Base:
         """The base that adapters stand on, proven unchanged by the first rank."""
         error, base = None, None
-        if self.ranks.rank == 0:
+        if self.collectives.rank == 0:
             try:
                 if old is not None:
                     prove_base(state or "", old, self.base_of)
                 base = old or self.base_of(folder)
             except TrainerError as met:
                 error = met
-        self.ranks.agree(error)
-        return self.ranks.first(base)
+        self.collectives.agree(error)
+        return self.collectives.first(base)
 
     def base_of(self, folder: str) -> Base:
         """`adapters.base_of`, hashed once for files that stay as they are."""
@@ -154,7 +154,7 @@ class Held:
             self.moments = None
             self.model.reset_moments()
             return {}
-        if self.moments is None or self.moments != self.ranks.first(fingerprint(work.start_state)):
+        if self.moments is None or self.moments != self.collectives.first(fingerprint(work.start_state)):
             source = Folder(work.start_state or "", "optimizer")
             self.model.load_moments(source.read, about["optimizer_step"])
         same = about.get("objective") == type(work.objective).__name__
@@ -165,6 +165,6 @@ class Held:
         self.served, self.masters = self.marks(work.out, work.state_out, work.seed)
         if self.spec.lora and not work.state_out:
             self.masters = None
-        moments = self.ranks.first(fingerprint(work.state_out))
+        moments = self.collectives.first(fingerprint(work.state_out))
         self.moments = moments if work.optimizer == "continued" and work.state_out else None
         self.stepped = False

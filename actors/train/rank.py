@@ -14,19 +14,19 @@ import pyarrow as pa
 from selfloop.actors.train.fake import FakeTrainer
 from selfloop.actors.train.spec import TrainerSpec, TrainNode, TrainResult
 from selfloop.actors.train.telling import Told
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.data.batches import count_batch
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.verbs.base import Context, Op
 from selfloop.workflows.store.parts import Rows, packed, read_batches
 
-__all__ = ["Rank", "Scorer"]
+__all__ = ["RankActor", "TrainerScorer"]
 
 
-class Scorer:
+class TrainerScorer:
     """A trainer rank as `measure` wants it."""
 
-    def __init__(self, trainer: TrainerRank | FakeTrainer):
+    def __init__(self, trainer: Trainer | FakeTrainer):
         self.trainer = trainer
 
     async def measure(
@@ -69,8 +69,8 @@ def measure(
     ]
 
 
-class Rank:
-    """`selfloop.actors.train.trainer.TrainerRank` behind Ray: every rank gets every call."""
+class RankActor:
+    """`selfloop.actors.train.trainer.Trainer` behind Ray: every rank gets every call."""
 
     def __init__(self, spec: TrainerSpec, rank: int, fake: bool = False):
         self.spec = spec
@@ -92,9 +92,7 @@ class Rank:
     def join(self, master: tuple[str, int]) -> bool:
         """Meet the other ranks and build the model; returns when all are there."""
         spec = self.spec
-        self.trainer = (
-            FakeTrainer(spec.model) if self.fake else TrainerRank(spec, self.rank, spec.ranks, master)
-        )
+        self.trainer = FakeTrainer(spec.model) if self.fake else Trainer(spec, self.rank, spec.ranks, master)
         self.trainer.tell = self.hear
         return True
 
@@ -117,7 +115,7 @@ class Rank:
     def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, dict[str, Any]]:
         """Run a `measure` node on one batch: its rows, packed, and what was counted of them."""
         started = time.perf_counter()
-        context.scorer = Scorer(self.trainer)
+        context.scorer = TrainerScorer(self.trainer)
         table = asyncio.run(op.run(read_batches(inputs), context))
         return packed(table), {**count_batch(table), "seconds": time.perf_counter() - started}
 

@@ -22,10 +22,10 @@ from selfloop.workflows.store.disk import storing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfloop.actors.train.collectives import Ranks
-    from selfloop.actors.train.loaded import Held
+    from selfloop.actors.train.collectives import Collectives
+    from selfloop.actors.train.loaded import Loaded
     from selfloop.actors.train.spec import TrainerSpec, TrainWork
-    from selfloop.actors.train.step import Trainable
+    from selfloop.actors.train.step import Training
 
 __all__ = ["Progress", "alone", "resume", "save", "save_step", "work_key"]
 
@@ -41,11 +41,11 @@ class Progress:
     scored: bool = False
 
 
-def work_key(spec: TrainerSpec, work: TrainWork, task: Trainable) -> str:
+def work_key(spec: TrainerSpec, work: TrainWork, training: Training) -> str:
     """Names the work, so that a step checkpoint of other work is not taken up."""
     free = ("model", "checkpoint_steps", "gradient_checkpointing")
     shared = {name: value for name, value in asdict(spec).items() if name not in free}
-    plan, examples = task.plan, task.examples
+    plan, examples = training.plan, training.examples
     about = [shared, work.role, work.version, work.optimizer, work.head, work.lr, work.span, plan.batch_size,
              plan.epochs, plan.seed, type(work.objective).__name__, work.objective.model_dump(mode="json")]  # fmt: skip
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
@@ -60,66 +60,68 @@ def work_key(spec: TrainerSpec, work: TrainWork, task: Trainable) -> str:
     return digest.hexdigest()[:16]
 
 
-def resume(held: Held, work: TrainWork, task: Trainable, progress: Progress) -> bool:
+def resume(loaded: Loaded, work: TrainWork, training: Training, progress: Progress) -> bool:
     """Take up the last step checkpoint of this very work, if there is one."""
     if not work.step_dir:
         return False
-    found = task.ranks.first(disk.last_step(work.step_dir, progress.key))
+    found = training.collectives.first(disk.last_step(work.step_dir, progress.key))
     if found is None:
         return False
     path, about = found
-    task.examples.values |= disk.load_scores(work.step_dir)
-    held.take_up(work, path, about)
-    task.state = disk.unpack_state(about["objective_state"])
+    training.examples.values |= disk.load_scores(work.step_dir)
+    loaded.take_up(work, path, about)
+    training.state = disk.unpack_state(about["objective_state"])
     progress.step, progress.curve, progress.scored = about["step"], about["curve"], True
     return True
 
 
-def save_step(work: TrainWork, task: Trainable, progress: Progress) -> None:
+def save_step(work: TrainWork, training: Training, progress: Progress) -> None:
     """A step checkpoint, whole or not at all; the one before goes."""
     if work.step_dir:
         final = Path(work.step_dir) / f"step-{progress.step:06d}"
-        made = made_under(asdict(task.model.spec))
+        made = made_under(asdict(training.model.spec))
         about = {"key": progress.key, "step": progress.step, "curve": progress.curve, "made": made}
         if not progress.scored:
-            values = task.examples.values
+            values = training.examples.values
             scores = sum(value.nbytes for value in values.values())
             alone(
-                task.ranks,
+                training.collectives,
                 lambda: disk.save_scores(final.parent, values),
                 final.parent / "scores",
                 scores,
             )
             progress.scored = True
-        _write_state(final, task, about, masters=True, moments=True)
-        alone(task.ranks, lambda: disk.drop_steps(final), final)
+        _write_state(final, training, about, masters=True, moments=True)
+        alone(training.collectives, lambda: disk.drop_steps(final), final)
 
 
-def save(spec: TrainerSpec, work: TrainWork, task: Trainable) -> dict[str, str]:
+def save(spec: TrainerSpec, work: TrainWork, training: Training) -> dict[str, str]:
     """Write the state, then the checkpoint. Returns the receipt, on every rank. The step checkpoints stay until the driver
     has noted the result: what dies before that need not train again."""
     if work.state_out:
         masters, moments = spec.dtype != "float32" or spec.lora is not None, work.optimizer == "continued"
-        _write_state(Path(work.state_out), task, {"version": work.version}, masters=masters, moments=moments)
+        _write_state(
+            Path(work.state_out), training, {"version": work.version}, masters=masters, moments=moments
+        )
     width = 4 if spec.dtype == "float32" else 2
-    sizes = {name: width * prod(shape) for name, shape in task.model.shapes().items()}
-    tensors = _on_first(task.ranks, task.model.served())
+    sizes = {name: width * prod(shape) for name, shape in training.model.shapes().items()}
+    tensors = _on_first(training.collectives, training.model.served())
     receipt: dict[str, str] = {}
 
     def write() -> None:
         path = temporary(work.out)
-        settings = {"dtype": spec.dtype} | (head_settings(task.model.module.model) if work.head else {})
+        settings = {"dtype": spec.dtype} | (head_settings(training.model.module.model) if work.head else {})
         receipt.update(disk.write_checkpoint(work.start, path, iter(tensors), sizes, settings))
         commit_folder(path, work.out)
 
-    alone(task.ranks, write, Path(work.out), sum(sizes.values()))
-    return task.ranks.first(receipt)
+    alone(training.collectives, write, Path(work.out), sum(sizes.values()))
+    return training.collectives.first(receipt)
 
 
-def alone(ranks: Ranks, write: Callable[[], Any], final: Path, needed: int = 0) -> None:
+def alone(collectives: Collectives, write: Callable[[], Any], final: Path, needed: int = 0) -> None:
     """Let the first rank write a folder of `needed` bytes; all ranks learn how it went. What is half written goes."""
     error: StoreError | None = None
-    if ranks.rank == 0:
+    if collectives.rank == 0:
         try:
             with storing(final, "a checkpoint", needed):
                 try:
@@ -129,25 +131,25 @@ def alone(ranks: Ranks, write: Callable[[], Any], final: Path, needed: int = 0) 
                     raise
         except StoreError as met:
             error = met
-    ranks.agree(error)
+    collectives.agree(error)
 
 
 def _write_state(
-    final: Path, task: Trainable, about: dict[str, Any], *, masters: bool, moments: bool
+    final: Path, training: Training, about: dict[str, Any], *, masters: bool, moments: bool
 ) -> None:
     """Masters or adapters, moments and the objective's running state, in a folder of their own."""
-    model, lora = task.model, task.model.spec.lora
+    model, lora = training.model, training.model.spec.lora
     groups: dict[str, list[tuple[str, Tensor]]] = {}
     if masters:
-        tensors = _on_first(task.ranks, model.masters())
+        tensors = _on_first(training.collectives, model.masters())
         groups[STEM if lora else "master"] = [(exported(k), v) for k, v in tensors] if lora else tensors
     if moments:
-        groups["optimizer"] = _on_first(task.ranks, model.moments())
+        groups["optimizer"] = _on_first(training.collectives, model.moments())
         about["optimizer_step"] = model.moment_step()
     about |= {"base": asdict(model.base)} if lora else {}
     about |= {"head": True} if model.head else {}
-    about["objective"] = type(task.objective).__name__
-    about["objective_state"] = disk.pack_state(task.state)
+    about["objective"] = type(training.objective).__name__
+    about["objective_state"] = disk.pack_state(training.state)
 
     def write() -> None:
         path = temporary(final)
@@ -159,9 +161,11 @@ def _write_state(
         write_json(path / "state.json", about)
         commit_folder(path, final)
 
-    alone(task.ranks, write, final, sum(t.nbytes for tensors in groups.values() for _, t in tensors))
+    alone(
+        training.collectives, write, final, sum(t.nbytes for tensors in groups.values() for _, t in tensors)
+    )
 
 
-def _on_first(ranks: Ranks, tensors: Iterator[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+def _on_first(collectives: Collectives, tensors: Iterator[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     """All tensors on the first rank; the others only take part in gathering them."""
-    return [item for item in tensors if ranks.rank == 0]
+    return [item for item in tensors if collectives.rank == 0]

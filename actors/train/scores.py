@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.actors.train.collectives import Ranks
+from selfloop.actors.train.collectives import Collectives
 from selfloop.actors.train.rows.examples import SCALARS
 from selfloop.actors.train.rows.micro import Micro, dummy, micro_of
 from selfloop.actors.train.rows.plan import Shapes, cut, deal
@@ -36,12 +36,12 @@ def micros_of(
     views: Mapping[str, View],
     rows: np.ndarray,
     budget: int,
-    ranks: Ranks,
+    collectives: Collectives,
     device: torch.device,
 ) -> Iterator[Micro]:
     """A rank's micro-batches of these rows, dummies last."""
     contexts = shapes.contexts if shapes.flat else None
-    for part in deal(cut(shapes, rows, budget, ranks.world), ranks.rank, ranks.world):
+    for part in deal(cut(shapes, rows, budget, collectives.world), collectives.rank, collectives.world):
         yield dummy(device) if part is None else micro_of(views, part, device, contexts)
 
 
@@ -68,16 +68,20 @@ def what_of(objective: Objective, head: bool) -> str:
     return found[0] if found else "logprobs"
 
 
-def score(model: Sharded, ranks: Ranks, view: View, budget: int, what: str = "logprobs") -> list[list[float]]:
+def score(
+    model: Sharded, collectives: Collectives, view: View, budget: int, what: str = "logprobs"
+) -> list[list[float]]:
     """Log-probs or values of each sequence's trained tokens, or its reward, without gradient."""
     rows, views = np.arange(len(view.row_bounds) - 1), {"": view}
     bounds = np.arange(len(rows) + 1) if what == "rewards" else view.target_bounds
     found = np.zeros(bounds[-1], np.float32)
-    for micro in micros_of(Shapes(views, flat=bool(model.flat)), views, rows, budget, ranks, model.device):
+    for micro in micros_of(
+        Shapes(views, flat=bool(model.flat)), views, rows, budget, collectives, model.device
+    ):
         with torch.no_grad():
             outputs = model.outputs(micro, what)
         if len(micro.rows):
             places = micro.rows if what == "rewards" else target_places(view, micro.rows)
             found[places] = outputs.float().cpu().numpy()
-    found = ranks.add(found)
+    found = collectives.add(found)
     return [found[low:high].tolist() for low, high in itertools.pairwise(bounds)]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.actors.train.collectives import Ranks
+from selfloop.actors.train.collectives import Collectives
 from selfloop.actors.train.model.heads import Pooled
 from selfloop.actors.train.model.teachers import Teaching
 from selfloop.actors.train.model.zero import Sharded
@@ -29,7 +29,7 @@ from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import ObjectiveError, SelfloopError, TrainerError
 from selfloop.workflows.objectives.base import Loss, Objective
 
-__all__ = ["StepError", "StepFigures", "Trainable", "schedule"]
+__all__ = ["StepError", "StepFigures", "Training", "schedule"]
 
 
 class StepError(TrainerError):
@@ -80,7 +80,7 @@ def schedule(kind: str, lr: float, warmup: float, step: int, steps: int, floor: 
 
 
 @dataclass
-class Trainable:
+class Training:
     """Examples, their objective and the model: all that a step needs.
 
     state: the objective's running state. live: (view, name) of log-probs under the weights that training starts from;
@@ -89,7 +89,7 @@ class Trainable:
     """
 
     model: Sharded
-    ranks: Ranks
+    collectives: Collectives
     examples: Examples
     objective: Objective
     plan: Plan
@@ -107,7 +107,7 @@ class Trainable:
         """The seed of the dropout in this rank's micro-batch number `place` of the step; None: there is no dropout."""
         if not self.model.dropouts:
             return None
-        number = place * self.ranks.world + self.ranks.rank
+        number = place * self.collectives.world + self.collectives.rank
         return derive_seed(self.plan.seed, "dropout", self.index, number) % 2**63
 
     def outputs(self, place: int, micro: Micro) -> Tensor:
@@ -118,7 +118,9 @@ class Trainable:
     def micros(self, rows: np.ndarray) -> list[Micro]:
         """This rank's micro-batches of a step, dummies last."""
         return list(
-            micros_of(self._shapes, self.examples.views, rows, self.budget, self.ranks, self.model.device)
+            micros_of(
+                self._shapes, self.examples.views, rows, self.budget, self.collectives, self.model.device
+            )
         )
 
     @cached_property
@@ -139,7 +141,7 @@ class Trainable:
                     logprobs = self.model.outputs(micro)
                 self._put(found, micro, logprobs)
         for view, values in found.items():
-            self.examples.values[view, name] = self.ranks.add(values)
+            self.examples.values[view, name] = self.collectives.add(values)
             if live:
                 self.live.add((view, name))
 
@@ -155,7 +157,7 @@ class Trainable:
                 found = {view: np.zeros(len(self.examples.views[view].targets), np.float32)}
                 for micro, logprobs in seen:
                     self._put(found, micro, logprobs)
-                self.examples.values[view, name] = self.examples.values[view, name] + self.ranks.add(
+                self.examples.values[view, name] = self.examples.values[view, name] + self.collectives.add(
                     found[view]
                 )
         self.live = set()
@@ -178,7 +180,7 @@ class Trainable:
                 seen.append((micro, outputs.detach()))
             self.model.backward(loss)
         total = StepFigures()
-        for other in self.ranks.all(mine):
+        for other in self.collectives.all(mine):
             total.merge(other)
         if total.error is not None:
             raise total.error
@@ -227,7 +229,7 @@ class Trainable:
                 part = value.detach().double().cpu()
                 total[name] = total[name] + part if name in total else part
         everywhere: dict[str, Tensor] = {}
-        for found, met in self.ranks.all((total, error)):
+        for found, met in self.collectives.all((total, error)):
             if met is not None:
                 raise met
             for name, value in found.items():

@@ -1,4 +1,4 @@
-"""The trainer: a DeepSpeed rank that turns rows and an objective into new weights, and knows no method.
+"""The trainer: one process that turns rows and an objective into new weights, and knows no method.
 
 Four places hold weights: the served ones in the module, the float32 masters, a checkpoint folder, and its state
 folder. A rank remembers which folder's weights it holds, so that a train node that starts from what the last one made
@@ -24,16 +24,16 @@ from selfloop.workflows.models.lengths import positions_of, trained_limit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfloop.actors.train.loaded import Held
+    from selfloop.actors.train.loaded import Loaded
     from selfloop.actors.train.savepoints import Progress
-    from selfloop.actors.train.step import StepFigures, Trainable
+    from selfloop.actors.train.step import StepFigures, Training
 
-__all__ = ["TrainerRank"]
+__all__ = ["Trainer"]
 
 
-class TrainerRank:
-    """One rank: in this process with a world of 1, or one of several that all get every call. tell: hears how far a
-    training is."""
+class Trainer:
+    """One process's trainer: alone (a world of 1), or one rank of several that all get every call. tell: hears how far
+    a training is."""
 
     tell: Callable[[Told], None] = staticmethod(lambda told: None)
 
@@ -43,7 +43,7 @@ class TrainerRank:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import torch
 
-        from selfloop.actors.train.collectives import Ranks
+        from selfloop.actors.train.collectives import Collectives
         from selfloop.actors.train.model.zero import join_group
 
         if torch.get_num_threads() != spec.threads:
@@ -52,20 +52,20 @@ class TrainerRank:
         small = torch.distributed.new_group(backend="gloo") if spec.device == "cuda" and world > 1 else None
         self.spec = spec
         self.longest = trained_limit(positions_of(spec.model), spec.max_model_len)
-        self.ranks = Ranks(rank, world, small)
-        self.kinds: dict[bool, Held] = {}
+        self.collectives = Collectives(rank, world, small)
+        self.models: dict[bool, Loaded] = {}
         self.current: tuple[str, str | None, bool] = (spec.model, None, False)
-        _ = self.held(False).model
+        _ = self.loaded(False).model
 
-    def held(self, head: bool) -> Held:
+    def loaded(self, head: bool) -> Loaded:
         """The engine for models with a scalar head, or for those without. A GPU holds one of them at a time."""
-        from selfloop.actors.train.loaded import Held
+        from selfloop.actors.train.loaded import Loaded
 
         if self.spec.device == "cuda":
-            for other, held in self.kinds.items():
+            for other, loaded in self.models.items():
                 if other != head:
-                    held.release()
-        return self.kinds.setdefault(head, Held(self.spec, self.ranks, head))
+                    loaded.release()
+        return self.models.setdefault(head, Loaded(self.spec, self.collectives, head))
 
     def train(self, work: TrainWork) -> TrainResult:
         """Train, save, and hold the new weights. Every rank calls it with the same work; the first one's result counts.
@@ -76,7 +76,7 @@ class TrainerRank:
         try:
             return self._train(work)
         except BaseException as error:
-            self.held(work.head).drop_half_steps()
+            self.loaded(work.head).drop_half_steps()
             if isinstance(error, ObjectiveError):
                 raise ObjectiveError(
                     f"node {work.node!r}, which makes {work.role}@{work.version}: {error}"
@@ -84,9 +84,10 @@ class TrainerRank:
             if not isinstance(error, RuntimeError):
                 raise
             raise TrainerError(
-                f"training {work.role}@{work.version} broke on rank {self.ranks.rank} of {self.ranks.world}: {error}. "
-                "If a rank died or memory ran out, the step checkpoints are whole: start the ranks again (with a "
-                "smaller trainer.tokens_per_micro_batch if it was memory) and training goes on from the last of them"
+                f"training {work.role}@{work.version} broke on rank {self.collectives.rank} of "
+                f"{self.collectives.world}: {error}. If a rank died or memory ran out, the step checkpoints are whole: "
+                "start the ranks again (with a smaller trainer.tokens_per_micro_batch if it was memory) and training "
+                "goes on from the last of them"
             ) from error
 
     def logprobs(
@@ -146,10 +147,10 @@ class TrainerRank:
         if not contexts:
             return []
         start, state, _ = (folder, None, False) if folder is not None else self.current
-        held = self.held(what != "logprobs")
-        held.load(start, state, masters=False)
+        loaded = self.loaded(what != "logprobs")
+        loaded.load(start, state, masters=False)
         view = sequences_view(contexts, targets)
-        return score(held.model, self.ranks, view, self.spec.tokens_per_micro_batch, what)
+        return score(loaded.model, self.collectives, view, self.spec.tokens_per_micro_batch, what)
 
     def weights(self) -> tuple[dict[str, str], list[tuple[str, Tensor]]]:
         """A receipt (name -> hash) and the weights of the last train node, on the CPU in serving precision, under
@@ -157,9 +158,11 @@ class TrainerRank:
         from selfloop.actors.weights.receipt import receipt_of
 
         folder, state, head = self.current
-        held = self.held(head)
-        held.load(folder, state, masters=False)
-        tensors = [(name, tensor.clone()) for name, tensor in held.model.served() if self.ranks.rank == 0]
+        loaded = self.loaded(head)
+        loaded.load(folder, state, masters=False)
+        tensors = [
+            (name, tensor.clone()) for name, tensor in loaded.model.served() if self.collectives.rank == 0
+        ]
         return receipt_of(tensors), tensors
 
     def _train(self, work: TrainWork) -> TrainResult:
@@ -167,26 +170,33 @@ class TrainerRank:
         from selfloop.actors.train.rows.examples import examples_of
         from selfloop.actors.train.rows.plan import Plan
         from selfloop.actors.train.savepoints import Progress, resume, save, work_key
-        from selfloop.actors.train.step import Trainable
+        from selfloop.actors.train.step import Training
         from selfloop.actors.weights.receipt import checksum
 
-        began, spec, held, teller = time.perf_counter(), self.spec, self.held(work.head), Teller(self.tell)
+        began, spec, loaded, teller = (
+            time.perf_counter(),
+            self.spec,
+            self.loaded(work.head),
+            Teller(self.tell),
+        )
         examples = examples_of(work.table, work.objective, self.longest)
         plan = Plan(len(examples), work.batch_size or spec.batch_size, work.epochs, work.seed)
-        task = Trainable(held.model, self.ranks, examples, work.objective, plan, spec.tokens_per_micro_batch)
-        task.also, task.doing = also_of(spec, work, held.model), teller.doing
-        progress = Progress(work_key(spec, work, task))
-        if not resume(held, work, task, progress):
-            self._begin(work, task)
+        training = Training(
+            loaded.model, self.collectives, examples, work.objective, plan, spec.tokens_per_micro_batch
+        )
+        training.also, training.doing = also_of(spec, work, loaded.model), teller.doing
+        progress = Progress(work_key(spec, work, training))
+        if not resume(loaded, work, training, progress):
+            self._begin(work, training)
         ready, first = time.perf_counter(), progress.step
-        held.forget()
+        loaded.forget()
         teller.begin(first, plan.steps)
-        seen = [self._step_and_save(work, task, progress, teller) for _ in range(first, plan.steps)]
+        seen = [self._step_and_save(work, training, progress, teller) for _ in range(first, plan.steps)]
         trained = time.perf_counter()
         teller.doing("its checkpoint is written")
-        receipt = save(spec, work, task)
+        receipt = save(spec, work, training)
         self.current = (work.out, work.state_out, work.head)
-        held.saved(work)
+        loaded.saved(work)
         tokens, filled, cells = (
             sum(getattr(figures, name) for figures in seen) for name in ("tokens", "filled", "cells")
         )
@@ -199,13 +209,13 @@ class TrainerRank:
         }  # fmt: skip
         return TrainResult(work.version, checksum(receipt), receipt, plan.steps, metrics, progress.curve)
 
-    def _begin(self, work: TrainWork, task: Trainable) -> None:
+    def _begin(self, work: TrainWork, training: Training) -> None:
         """Reference and old log-probs, then the start's weights and the optimizer."""
-        held, live = (
-            self.held(work.head),
-            not task.model.dropouts,
+        loaded, live = (
+            self.loaded(work.head),
+            not training.model.dropouts,
         )  # with dropout no step sees the start as it is
-        wanted = task.needing("reference_logprobs")
+        wanted = training.needing("reference_logprobs")
         if wanted and work.reference is None:
             raise TrainerError(
                 f"{type(work.objective).__name__} reads the reference log-probs of {', '.join(wanted)}, but this train "
@@ -213,39 +223,41 @@ class TrainerRank:
             )
         apart = wanted and os.path.realpath(work.reference or "") != os.path.realpath(work.start)
         if apart:
-            held.load(work.reference or "", None, masters=False)
-            task.add_scores("reference_logprobs", live=False)
-        held.load(work.start, work.start_state, masters=True, seed=work.seed)
-        task.state = held.load_moments(work)
+            loaded.load(work.reference or "", None, masters=False)
+            training.add_scores("reference_logprobs", live=False)
+        loaded.load(work.start, work.start_state, masters=True, seed=work.seed)
+        training.state = loaded.load_moments(work)
         if wanted and not apart:
-            task.add_scores("reference_logprobs", live=live)
-            for view in set(task.needing("old_logprobs")) & set(wanted):
-                task.examples.values[view, "old_logprobs"] = task.examples.values[view, "reference_logprobs"]
-                task.live |= {(view, "old_logprobs")} if live else set()
-        if task.needing("old_logprobs"):
-            task.add_scores("old_logprobs", live=live)
+            training.add_scores("reference_logprobs", live=live)
+            for view in set(training.needing("old_logprobs")) & set(wanted):
+                training.examples.values[view, "old_logprobs"] = training.examples.values[
+                    view, "reference_logprobs"
+                ]
+                training.live |= {(view, "old_logprobs")} if live else set()
+        if training.needing("old_logprobs"):
+            training.add_scores("old_logprobs", live=live)
 
     def _step_and_save(
-        self, work: TrainWork, task: Trainable, progress: Progress, teller: Teller
+        self, work: TrainWork, training: Training, progress: Progress, teller: Teller
     ) -> StepFigures:
         """One optimizer step, its line of the curve, and a step checkpoint where one is due."""
         from selfloop.actors.train.savepoints import save_step
         from selfloop.actors.train.step import StepError, schedule
 
         spec, index = self.spec, progress.step
-        (place, of), steps = work.span, task.plan.steps
+        (place, of), steps = work.span, training.plan.steps
         at = (place - 1) * steps + index
         lr = schedule(spec.schedule, work.lr or spec.lr, spec.warmup, at, of * steps, spec.floor)
-        rows, task.index = task.plan.step(index), index
-        self.held(work.head).stepped = True
+        rows, training.index = training.plan.step(index), index
+        self.loaded(work.head).stepped = True
         try:
-            figures, norm = task.step(rows, lr)
+            figures, norm = training.step(rows, lr)
         except StepError as error:
             path = Path(work.out).with_name(f"{Path(work.out).name}-failed-step-{index + 1:06d}.parquet")
-            if self.ranks.rank == 0:
-                _write_rows(path, task.examples.table.take(rows))
+            if self.collectives.rank == 0:
+                _write_rows(path, training.examples.table.take(rows))
             raise TrainerError(
-                f"step {index + 1} of {task.plan.steps} of {work.role}@{work.version}: {error}. Its {len(rows)} rows "
+                f"step {index + 1} of {training.plan.steps} of {work.role}@{work.version}: {error}. Its {len(rows)} rows "
                 f"are in {path} for study. Nothing was published. Usual causes: a learning rate that is too high (it "
                 f"was {lr:g}), extreme weights or advantages, or a start that is broken already"
             ) from error
@@ -258,8 +270,8 @@ class TrainerRank:
             line[f"mean_{name}" if name in line else name] = total / max(count, 1)
         progress.curve.append(line)
         teller.stepped(line)
-        if progress.step % spec.checkpoint_steps == 0 and progress.step < task.plan.steps:
-            save_step(work, task, progress)
+        if progress.step % spec.checkpoint_steps == 0 and progress.step < training.plan.steps:
+            save_step(work, training, progress)
         return figures
 
 

@@ -41,7 +41,7 @@ from tests.benchmarks.machine import Load, cpu_of, describe, equal_priority, spr
 __all__ = ["measure"]
 
 
-KINDS = {"ray::Generator": "cpu engines", "ray::Rank": "cpu trainer", "ray::Worker": "cpu workers, writer", "python": "cpu driver",
+KINDS = {"ray::Generator": "cpu engines", "ray::RankActor": "cpu trainer", "ray::Worker": "cpu workers, writer", "python": "cpu driver",
          "": "cpu Ray itself"}  # fmt: skip
 
 

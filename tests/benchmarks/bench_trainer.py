@@ -42,11 +42,11 @@ def rows_for(count: int, group: int, vocabulary: int = 300) -> pa.Table:
 def calls(model: str, rows: int, group: int, count: int, zero: int) -> dict[str, float]:
     """Mean seconds a call over `count` GRPO-like train calls that continue one another, the first left out."""
     from selfloop.actors.train.spec import TrainerSpec, TrainWork
-    from selfloop.actors.train.trainer import TrainerRank
+    from selfloop.actors.train.trainer import Trainer
     from selfloop.workflows.objectives.policy_gradient import GRPO
 
     began = time.process_time()
-    trainer = TrainerRank(TrainerSpec(model=model, zero=zero, lr=1e-5, batch_size=rows // 2))
+    trainer = Trainer(TrainerSpec(model=model, zero=zero, lr=1e-5, batch_size=rows // 2))
     found: dict[str, Any] = {"start": time.process_time() - began}
     spent: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.objectives.dpo import DPO
 from tests.cluster.trainer_ranks import lora_spec, lora_work, other_works
 from tests.unit.train.trainer_rows import Shifted, pair_rows, response_rows, spec_of, tiny_model, work_of
@@ -51,7 +51,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def alone(two: dict[str, Any]) -> list[list[float]]:
     """The same two train nodes on one rank."""
-    trainer = TrainerRank(spec_of(two["model"], lr=1e-2))
+    trainer = Trainer(spec_of(two["model"], lr=1e-2))
     place = two["folder"] / "alone"
     first = work_of(place / "1", two["model"], DPO(nll_coefficient=0.1), pair_rows(15), reference=two["other"],
                     epochs=2, optimizer="continued")  # fmt: skip
@@ -77,7 +77,7 @@ def test_one_rank_goes_on_from_the_state_of_two(two: dict[str, Any], alone: list
     first = work_of(two["folder"] / f"zero{zero}/1", two["model"], Shifted(), response_rows(9))
     then = work_of(two["folder"] / f"one-after-{zero}", first.out, Shifted(), response_rows(9), optimizer="continued",
                    version=2, start_state=first.state_out)  # fmt: skip
-    found = TrainerRank(spec_of(two["model"], lr=1e-2)).train(then)
+    found = Trainer(spec_of(two["model"], lr=1e-2)).train(then)
     curve = [line["loss"] for line in found.curve]
     np.testing.assert_allclose(curve, alone[1], rtol=1e-4, atol=1e-4)
 
@@ -100,7 +100,7 @@ def test_weights_are_whole_on_the_first_rank(two: dict[str, Any], zero: int):
 
 def test_adapters_on_two_sharded_ranks_follow_one_rank(two: dict[str, Any]):
     first, second = (rank["lora"] for rank in two["ranks"])
-    alone = TrainerRank(lora_spec(two["model"])).train(lora_work(two["folder"] / "lora-alone", two["model"]))
+    alone = Trainer(lora_spec(two["model"])).train(lora_work(two["folder"] / "lora-alone", two["model"]))
     np.testing.assert_allclose(first["curve"], [line["loss"] for line in alone.curve], atol=1e-4)
     assert second["curve"] == first["curve"]
     assert first["received"]
@@ -111,7 +111,7 @@ def test_adapters_on_two_sharded_ranks_follow_one_rank(two: dict[str, Any]):
 def test_scalar_heads_and_teachers_on_two_sharded_ranks_follow_one_rank(two: dict[str, Any], name: str):
     first, second = (rank[name] for rank in two["ranks"])
     works = other_works(two["folder"] / "one", two["model"], two["other"])
-    alone = TrainerRank(spec_of(two["model"], lr=1e-2)).train(works[name])
+    alone = Trainer(spec_of(two["model"], lr=1e-2)).train(works[name])
     np.testing.assert_allclose(first["curve"], [line["loss"] for line in alone.curve], rtol=1e-3, atol=1e-3)
     assert second["curve"] == first["curve"]
     assert first["received"]

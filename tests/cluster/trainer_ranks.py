@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.actors.train.spec import TrainerSpec, TrainWork
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.config import Lora
 from selfloop.workflows.errors import SelfloopError
 from selfloop.workflows.objectives.base import Batch, Loss
@@ -52,7 +52,7 @@ def main(folder: Path, model: str, other: str, rank: int, port: int) -> None:
     found: dict[str, object] = {}
     for zero in range(4):
         spec = spec_of(model, zero=zero, ranks=2, lr=1e-2, gradient_checkpointing=zero == 3)
-        trainer = TrainerRank(spec, rank, 2, ("127.0.0.1", port))
+        trainer = Trainer(spec, rank, 2, ("127.0.0.1", port))
         place = folder / f"zero{zero}"
         first = work_of(place / "1", model, DPO(nll_coefficient=0.1), pair_rows(15), reference=other, epochs=2,
                         optimizer="continued")  # fmt: skip
@@ -69,24 +69,24 @@ def main(folder: Path, model: str, other: str, rank: int, port: int) -> None:
             "norms": [line["grad_norm"] for line in one.curve], "scores": scores, "tensors": len(tensors),
             "receipts": [receipt == one.receipt, len(receipt)], "state": one.checksum,
         }  # fmt: skip
-    change = TrainerRank(spec_of(model, zero=1, ranks=2, lr=1e-2), rank, 2, ("127.0.0.1", port))
+    change = Trainer(spec_of(model, zero=1, ranks=2, lr=1e-2), rank, 2, ("127.0.0.1", port))
     first = work_of(folder / "zero3" / "1", model, Shifted(), response_rows(9))
     work = work_of(folder / "one-after-three", first.out, Shifted(), response_rows(9), optimizer="continued", version=2,
                    start_state=first.state_out)  # fmt: skip
     found["zero1 after zero3"] = [line["loss"] for line in change.train(work).curve]
-    adapted = TrainerRank(lora_spec(model, zero=3, ranks=2), rank, 2, ("127.0.0.1", port))
+    adapted = Trainer(lora_spec(model, zero=3, ranks=2), rank, 2, ("127.0.0.1", port))
     work = lora_work(folder / "lora", model)
     result = adapted.train(work)
     found["lora"] = {
         "curve": [line["loss"] for line in result.curve],
         "received": adapted.weights()[0] == result.receipt,
     }
-    whole = TrainerRank(spec_of(model, zero=3, ranks=2, lr=1e-2), rank, 2, ("127.0.0.1", port))
+    whole = Trainer(spec_of(model, zero=3, ranks=2, lr=1e-2), rank, 2, ("127.0.0.1", port))
     for name, work in other_works(folder / "two", model, other).items():
         result = whole.train(work)
         received = whole.weights()[0] == result.receipt
         found[name] = {"curve": [line["loss"] for line in result.curve], "received": received}
-    trainer = TrainerRank(spec_of(model, ranks=2), rank, 2, ("127.0.0.1", port))
+    trainer = Trainer(spec_of(model, ranks=2), rank, 2, ("127.0.0.1", port))
     bad = response_rows(8, weight=[1.0] * 7 + [float("1e38")])
     for name, rows in (("empty", bad.slice(0, 0)), ("missing", bad.drop_columns(["prompt_ids"]))):
         try:

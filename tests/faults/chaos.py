@@ -18,7 +18,7 @@ from tests.faults.harness import committed_twice, events, finish, kill_actor, ki
 from tests.faults.matrix import CONFIG
 
 ITERATIONS = 4
-ROLES = ("driver", "Generator", "Generator", "Rank", "Worker")
+ROLES = ("driver", "Generator", "Generator", "RankActor", "Worker")
 
 
 def main() -> None:

@@ -120,8 +120,8 @@ def kills(config: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "driver killed between training and publishing", before_publishing
     yield "generator killed while generating", actor("Generator", sent("sample", 2, 6))
     yield "generator killed while judging", actor("Generator", sent("judge", 1, 12))
-    yield "trainer rank killed while training", actor("Rank", training(1), 0.7)
-    yield "trainer rank killed while generating", actor("Rank", sent("sample", 2, 6))
+    yield "trainer rank killed while training", actor("RankActor", training(1), 0.7)
+    yield "trainer rank killed while generating", actor("RankActor", sent("sample", 2, 6))
     for before, then in ((2, 1), (1, 2)):
         replicas = f"generator.replicas={before}", f"generator.replicas={then}"
         yield f"killed on {before} replica(s), resumed on {then}", elsewhere(*replicas, sent("sample", 2, 6))

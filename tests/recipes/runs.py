@@ -11,7 +11,7 @@ from selfloop.actors.generate.fake import FakeEngine
 from selfloop.actors.generate.spec import EngineSpec
 from selfloop.actors.train.fake import FakeTrainer
 from selfloop.actors.train.spec import TrainerSpec, TrainResult, TrainWork
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.config import Config
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.models.codec import codec_of
@@ -92,7 +92,7 @@ class Watched:
 
 def real_trainer(config: Config, **changes: Any) -> Watched:
     """The DeepSpeed trainer in this process, on the config's model."""
-    return Watched(TrainerRank(TrainerSpec(str(Setup(config).folder), **changes)))
+    return Watched(Trainer(TrainerSpec(str(Setup(config).folder), **changes)))
 
 
 def fake_trainer(config: Config) -> Watched:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from selfloop.actors.train.rank import Rank
+from selfloop.actors.train.rank import RankActor
 from selfloop.actors.train.spec import TrainerSpec, TrainNode
 from selfloop.actors.train.telling import Told
 from selfloop.workflows.errors import SelfloopError, StoreError, TrainerError
@@ -28,7 +28,8 @@ MEASURES = 2  # batches in flight of `measure` nodes
 
 
 class TrainerGroup:
-    """All ranks take part in every call; the first one's answer counts. `loaded`: the model they hold."""
+    """The driver's handle of all rank actors. All take part in every call; the first one's answer counts. `loaded`: the
+    model they hold."""
 
     def __init__(self, spec: TrainerSpec, options: Sequence[dict[str, Any]], fake: bool = False):
         self.spec = spec
@@ -42,7 +43,7 @@ class TrainerGroup:
         """Start all ranks; the pool knows the first."""
         self.loaded = ""
         remote: Any = ray.remote
-        made = remote(concurrency_groups={"beside": 1})(Rank)
+        made = remote(concurrency_groups={"beside": 1})(RankActor)
         self.ranks: list[Any] = [
             made.options(**options).remote(self.spec, index, self.fake)
             for index, options in enumerate(self.options)

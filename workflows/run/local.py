@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.actors.train.rank import Scorer
+from selfloop.actors.train.rank import TrainerScorer
 from selfloop.workflows.data.batches import Meta, count_batch, split_groups, whole_groups
 from selfloop.workflows.flow.asks import Engine
 from selfloop.workflows.flow.graph import Graph
@@ -88,7 +88,7 @@ class LocalRuntime(Runner):
             self.serve(context.model, context.version, context.folder)
             context.engine, context.codec = self.engine, self.codec
         if node.op.place == "trainer":
-            context.scorer = Scorer(self.trainer)
+            context.scorer = TrainerScorer(self.trainer)
         return asyncio.run(node.op.run(tables, context))
 
     def serve(self, label: str, version: int, folder: str) -> None:

@@ -226,9 +226,9 @@ def test_unexpected_errors_name_their_type(monkeypatch: pytest.MonkeyPatch) -> N
     assert first == "Failed: ValueError: odd" and rest.startswith("  Nothing was committed")
     assert "ValueError: odd" in Path(log.removeprefix("  traceback:   ")).read_text()
     result = fail_with(
-        ValueError("ray::Rank.run()\n  File …\n  File …\nKeyError: 'x'\n"), monkeypatch, made=False
+        ValueError("ray::RankActor.run()\n  File …\n  File …\nKeyError: 'x'\n"), monkeypatch, made=False
     )
-    assert result.stderr.splitlines()[0] == "Failed: ValueError: ray::Rank.run() … KeyError: 'x'"
+    assert result.stderr.splitlines()[0] == "Failed: ValueError: ray::RankActor.run() … KeyError: 'x'"
 
 
 def test_an_actor_that_could_not_start_says_only_what_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

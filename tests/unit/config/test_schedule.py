@@ -14,7 +14,7 @@ from selfloop.actors.generate.generator import make_engine
 from selfloop.actors.generate.spec import EngineSpec
 from selfloop.actors.train.fake import FakeTrainer
 from selfloop.actors.train.step import schedule
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.cli import commands as cli
 from selfloop.workflows.config import Config, load_config
 from selfloop.workflows.errors import InputError
@@ -69,15 +69,15 @@ def test_one_curve_over_the_run_also_after_a_death(
     spec = spec_of(start, schedule="linear", warmup=0.5, floor=0.2, checkpoint_steps=4)
     given: dict[str, Any] = {"epochs": 3, "span": (2, 3)}
     whole = work_of(tmp_path / "whole", start, Likelihood(), response_rows(), **given)
-    wanted = TrainerRank(spec).train(whole)
+    wanted = Trainer(spec).train(whole)
     assert [line["lr"] for line in wanted.curve] == [
         schedule("linear", 1e-3, 0.5, at, 27, 0.2) for at in range(9, 18)
     ]
     Death(step=7).install(monkeypatch)
     broken = work_of(tmp_path / "broken", start, Likelihood(), response_rows(), **given)
     with pytest.raises(Died):
-        TrainerRank(spec).train(broken)
-    resumed = TrainerRank(spec).train(broken)
+        Trainer(spec).train(broken)
+    resumed = Trainer(spec).train(broken)
     assert resumed.metrics["resumed_at_step"] == 4
     assert (resumed.curve, resumed.checksum) == (wanted.curve, wanted.checksum)
 
@@ -88,11 +88,9 @@ def test_a_step_checkpoint_of_another_total_is_not_taken_up(
     spec = spec_of(start, schedule="linear", checkpoint_steps=2)
     Death(step=4).install(monkeypatch)
     with pytest.raises(Died):
-        TrainerRank(spec).train(
-            work_of(tmp_path, start, Likelihood(), response_rows(), epochs=2, span=(1, 2))
-        )
+        Trainer(spec).train(work_of(tmp_path, start, Likelihood(), response_rows(), epochs=2, span=(1, 2)))
     longer = work_of(tmp_path, start, Likelihood(), response_rows(), epochs=2, span=(1, 4))
-    assert TrainerRank(spec).train(longer).metrics["resumed_at_step"] == 0
+    assert Trainer(spec).train(longer).metrics["resumed_at_step"] == 0
 
 
 # A run

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from selfloop.actors.train.spec import TrainerSpec
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.cli.chat import checkpoint_of
 from selfloop.workflows.config import Config, read_config
 from selfloop.workflows.errors import InputError
@@ -108,7 +108,7 @@ def test_policies_and_exports_load_with_the_template(base: Path, tmp_path: Path)
     setup = setup_of(base, tmp_path / "run", "plain", "expert-iteration")
 
     def trainer(config: Config) -> Watched:
-        return Watched(TrainerRank(TrainerSpec(str(setup.folder))))
+        return Watched(Trainer(TrainerSpec(str(setup.folder))))
 
     policy, _ = checkpoint_of(run(setup, trainer))
     export_policy(policy, base, tmp_path / "out")

@@ -132,7 +132,7 @@ def test_everything_that_a_run_writes_says_the_same_on_a_full_disk(small: Path) 
 def test_a_checkpoint_that_does_not_fit_says_it_and_leaves_the_disk(small: Path) -> None:
     import torch
 
-    from selfloop.actors.train.collectives import Ranks
+    from selfloop.actors.train.collectives import Collectives
     from selfloop.actors.train.disk import commit_folder, temporary, write_tensors
     from selfloop.actors.train.savepoints import alone
 
@@ -144,5 +144,5 @@ def test_a_checkpoint_that_does_not_fit_says_it_and_leaves_the_disk(small: Path)
         commit_folder(path, final)
 
     with pytest.raises(StoreError, match=SENTENCE):
-        alone(Ranks(0, 1), write, final, 2**22)
+        alone(Collectives(0, 1), write, final, 2**22)
     assert list(small.iterdir()) == []

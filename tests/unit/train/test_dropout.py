@@ -11,7 +11,7 @@ import torch
 
 from selfloop.actors.train.model.dropout import dropout_settings
 from selfloop.actors.train.model.zero import Sharded
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.checks.model import check_model
 from selfloop.workflows.config import Config, Lora
 from selfloop.workflows.errors import TrainerError
@@ -64,12 +64,12 @@ def test_a_resumed_training_has_the_same_bytes(
 ):
     spec = spec_of(start, dropout=0.2, zero=zero, lora=lora, checkpoint_steps=4)
     table = pair_rows() if isinstance(objective, DPO) else response_rows()
-    wanted = TrainerRank(spec).train(work_of(tmp_path / "whole", start, objective, table, epochs=3))
+    wanted = Trainer(spec).train(work_of(tmp_path / "whole", start, objective, table, epochs=3))
     Death(step=7).install(monkeypatch)
     broken = work_of(tmp_path / "broken", start, objective, table, epochs=3)
     with pytest.raises(Died):
-        TrainerRank(spec).train(broken)
-    resumed = TrainerRank(spec).train(broken)
+        Trainer(spec).train(broken)
+    resumed = Trainer(spec).train(broken)
     assert resumed.metrics["resumed_at_step"] == 4
     assert (resumed.curve, resumed.checksum) == (wanted.curve, wanted.checksum)
 
@@ -85,7 +85,7 @@ def test_only_the_forwards_of_a_step_drop(start: str, tmp_path: Path, monkeypatc
         return found
 
     monkeypatch.setattr(Sharded, "outputs", outputs)
-    rank, plain = TrainerRank(spec_of(start, dropout=0.5)), TrainerRank(spec_of(start))
+    rank, plain = Trainer(spec_of(start, dropout=0.5)), Trainer(spec_of(start))
     work = work_of(tmp_path, start, GRPO(beta=0.1), response_rows())
     before = rank.logprobs(start, [[3, 4], [5]], [[5, 6], [7]])
     assert before == plain.logprobs(start, [[3, 4], [5]], [[5, 6], [7]])
@@ -93,7 +93,7 @@ def test_only_the_forwards_of_a_step_drop(start: str, tmp_path: Path, monkeypatc
     dropped = rank.train(work)
     assert set(seen) == {(False, False), (True, True)}
     assert dropped.curve[0]["loss"] != plain.train(replace(work, out=str(tmp_path / "b"))).curve[0]["loss"]
-    assert rank.logprobs(work.out, [[3, 4]], [[5, 6]]) == TrainerRank(plain.spec).logprobs(
+    assert rank.logprobs(work.out, [[3, 4]], [[5, 6]]) == Trainer(plain.spec).logprobs(
         work.out, [[3, 4]], [[5, 6]]
     )
 
@@ -101,9 +101,9 @@ def test_only_the_forwards_of_a_step_drop(start: str, tmp_path: Path, monkeypatc
 def test_layers_drop_too_and_off_is_off(tmp_path: Path):
     """GPT-2 brings dropout of its own (0.1), which is off unless the config asks for it."""
     folder = gpt2(tmp_path / "gpt2")
-    plain, dropping = (TrainerRank(spec_of(folder, dropout=share)) for share in (0.0, 0.3))
-    assert not plain.held(False).model.dropouts
-    names = {type(module).__name__ for module in dropping.held(False).model.dropouts}
+    plain, dropping = (Trainer(spec_of(folder, dropout=share)) for share in (0.0, 0.3))
+    assert not plain.loaded(False).model.dropouts
+    names = {type(module).__name__ for module in dropping.loaded(False).model.dropouts}
     assert "Dropout" in names
     curves = [
         rank.train(work_of(tmp_path / str(place), folder, Likelihood(), response_rows())).curve
@@ -118,7 +118,7 @@ def test_an_architecture_without_dropout_is_refused(tmp_path: Path):
         "has no place that drops anything: looked for were dropout layers and settings like attention_dropout"
     )
     with pytest.raises(TrainerError, match=f"trainer.dropout is 0.1, and MambaForCausalLM {said}"):
-        TrainerRank(spec_of(folder, dropout=0.1))
+        Trainer(spec_of(folder, dropout=0.1))
     asked = Config(recipe="spin", model=folder, trainer={"dropout": 0.1})  # type: ignore[arg-type]
     (problem,) = check_model(asked).problems
     assert said in problem

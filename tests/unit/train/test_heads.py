@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfloop.actors.train.spec import TrainWork
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.actors.weights.receipt import receipt_of
 from selfloop.workflows.config import Lora
 from selfloop.workflows.errors import TrainerError
@@ -42,12 +42,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def trainer(start: str) -> TrainerRank:
-    return TrainerRank(spec_of(start))
+def trainer(start: str) -> Trainer:
+    return Trainer(spec_of(start))
 
 
 @pytest.fixture(scope="module")
-def reward(trainer: TrainerRank, start: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def reward(trainer: Trainer, start: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A reward model of a few steps, whose head is not zero any more."""
     work = head_work(tmp_path_factory.mktemp("reward"), start, BradleyTerry(), pair_rows(), epochs=3)
     trainer.train(work)
@@ -88,7 +88,7 @@ def classifier(folder: str) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def test_a_new_reward_model_starts_at_ln_2_and_learns(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_a_new_reward_model_starts_at_ln_2_and_learns(trainer: Trainer, start: str, tmp_path: Path):
     rows = pair_rows().drop_columns(["weight"])
     work = head_work(tmp_path, start, BradleyTerry(), rows, epochs=20)
     result = trainer.train(work)
@@ -104,7 +104,7 @@ def test_a_new_reward_model_starts_at_ln_2_and_learns(trainer: TrainerRank, star
     assert np.mean(np.array(chosen) > np.array(rejected)) > 0.9
 
 
-def test_equal_answers_with_opposite_labels_stay_at_ln_2(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_equal_answers_with_opposite_labels_stay_at_ln_2(trainer: Trainer, start: str, tmp_path: Path):
     """Each pair once in either order: what one pulls, the other pulls back."""
     rows = pair_rows(8).drop_columns(["weight"])
     sides = [rows[name].to_pylist() for name in ("chosen_ids", "rejected_ids", "prompt_ids")]
@@ -119,7 +119,7 @@ def test_equal_answers_with_opposite_labels_stay_at_ln_2(trainer: TrainerRank, s
     assert result.curve[0]["grad_norm"] == pytest.approx(0, abs=1e-5)
 
 
-def test_a_reward_model_is_a_normal_checkpoint(trainer: TrainerRank, start: str, reward: str):
+def test_a_reward_model_is_a_normal_checkpoint(trainer: Trainer, start: str, reward: str):
     """transformers gives the same reward, alone and behind padding; the end of the sequence counts, not a token id."""
     model = classifier(reward)
     rows = pair_rows(6)
@@ -151,7 +151,7 @@ def test_a_reward_model_is_a_normal_checkpoint(trainer: TrainerRank, start: str,
     assert (Path(reward) / "chat_template.jinja").exists()
 
 
-def test_the_reward_does_not_depend_on_its_neighbours(trainer: TrainerRank, reward: str):
+def test_the_reward_does_not_depend_on_its_neighbours(trainer: Trainer, reward: str):
     rows = pair_rows(12, longest=60)
     contexts, targets = rows["prompt_ids"].to_pylist(), rows["chosen_ids"].to_pylist()
     together = trainer.rewards(reward, contexts, targets)
@@ -160,7 +160,7 @@ def test_the_reward_does_not_depend_on_its_neighbours(trainer: TrainerRank, rewa
     assert trainer.rewards(reward, [], []) == []
 
 
-def test_a_value_is_that_of_the_state_before_its_token(trainer: TrainerRank, reward: str):
+def test_a_value_is_that_of_the_state_before_its_token(trainer: Trainer, reward: str):
     model = classifier(reward)
     with torch.no_grad():
         states = model.model(input_ids=torch.tensor([[3, 4, 5, 6, 7]])).last_hidden_state
@@ -170,7 +170,7 @@ def test_a_value_is_that_of_the_state_before_its_token(trainer: TrainerRank, rew
     assert trainer.rewards(reward, [[3, 4, 5, 6]], [[7]])[0] == pytest.approx(wanted[4], abs=1e-5)
 
 
-def test_a_step_is_that_of_a_plain_loop(trainer: TrainerRank, reward: str, tmp_path: Path):
+def test_a_step_is_that_of_a_plain_loop(trainer: Trainer, reward: str, tmp_path: Path):
     """One clipped AdamW step of Bradley-Terry, written out with transformers alone."""
     rows = pair_rows(8, seed=5).drop_columns(["weight"])
     work = head_work(tmp_path, reward, BradleyTerry(), rows, batch_size=8)
@@ -205,7 +205,7 @@ def test_a_step_is_that_of_a_plain_loop(trainer: TrainerRank, reward: str, tmp_p
     ],
 )
 def test_micro_batches_do_not_matter(
-    trainer: TrainerRank, reward: str, tmp_path: Path, objective: Any, rows: pa.Table
+    trainer: Trainer, reward: str, tmp_path: Path, objective: Any, rows: pa.Table
 ):
     curves = [
         losses(trainer, head_work(tmp_path / str(budget), reward, objective, rows, epochs=3), tokens_per_micro_batch=budget)
@@ -216,7 +216,7 @@ def test_micro_batches_do_not_matter(
     assert curves[2][-1] < curves[2][0]
 
 
-def test_a_ranking_costs_what_its_pairs_cost(trainer: TrainerRank, reward: str, tmp_path: Path):
+def test_a_ranking_costs_what_its_pairs_cost(trainer: Trainer, reward: str, tmp_path: Path):
     rows = ranked_rows(4)
     found = losses(trainer, head_work(tmp_path, reward, BradleyTerryRanking(), rows))[0]
     costs = []
@@ -233,7 +233,7 @@ def test_a_ranking_costs_what_its_pairs_cost(trainer: TrainerRank, reward: str, 
 
 
 def test_a_critic_of_its_own_old_values_costs_the_squared_error(
-    trainer: TrainerRank, reward: str, tmp_path: Path
+    trainer: Trainer, reward: str, tmp_path: Path
 ):
     rows = value_rows(8)
     values = trainer.values(reward, rows["prompt_ids"].to_pylist(), rows["response_ids"].to_pylist())
@@ -247,7 +247,7 @@ def test_a_critic_of_its_own_old_values_costs_the_squared_error(
 
 
 def test_policy_and_reward_model_live_in_one_trainer(
-    trainer: TrainerRank, start: str, reward: str, tmp_path: Path
+    trainer: Trainer, start: str, reward: str, tmp_path: Path
 ):
     policy = work_of(tmp_path / "policy", start, Likelihood(), response_rows(), optimizer="continued")
     first = trainer.train(policy)
@@ -258,12 +258,12 @@ def test_policy_and_reward_model_live_in_one_trainer(
     trainer.rewards(reward, [[1, 2]], [[3]])
     after = replace(policy, start=policy.out, start_state=policy.state_out, version=2, state_out=None)
     kept = trainer.train(replace(after, out=str(tmp_path / "2/policy")))
-    anew = TrainerRank(trainer.spec).train(replace(after, out=str(tmp_path / "3/policy")))
+    anew = Trainer(trainer.spec).train(replace(after, out=str(tmp_path / "3/policy")))
     assert kept.checksum == anew.checksum != first.checksum
 
 
 def test_a_critic_continues_its_own_optimizer_and_not_the_policys(
-    trainer: TrainerRank, start: str, tmp_path: Path
+    trainer: Trainer, start: str, tmp_path: Path
 ):
     policy = work_of(tmp_path / "policy", start, Likelihood(), response_rows(), optimizer="continued")
     trainer.train(policy)
@@ -287,21 +287,21 @@ def test_a_resumed_critic_has_the_same_bytes(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora | None
 ):
     spec = spec_of(start, lora=lora, checkpoint_steps=4)
-    rank = TrainerRank(spec)
+    rank = Trainer(spec)
     wanted = rank.train(head_work(tmp_path / "whole", start, ValueLoss(), value_rows(), epochs=3))
     Death(step=7).install(monkeypatch)
     broken = head_work(tmp_path / "broken", start, ValueLoss(), value_rows(), epochs=3)
     with pytest.raises(Died):
         rank.train(broken)
-    resumed = TrainerRank(spec).train(broken)
+    resumed = Trainer(spec).train(broken)
     assert resumed.metrics["resumed_at_step"] == 4
     assert resumed.curve == wanted.curve
     assert resumed.checksum == wanted.checksum
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_every_stage_follows_stage_0(trainer: TrainerRank, start: str, tmp_path: Path, zero: int):
-    rank = TrainerRank(replace(trainer.spec, zero=zero))
+def test_every_stage_follows_stage_0(trainer: Trainer, start: str, tmp_path: Path, zero: int):
+    rank = Trainer(replace(trainer.spec, zero=zero))
     curves = []
     for name, one in (("0", trainer), ("zero", rank)):
         work = head_work(tmp_path / name, start, BradleyTerry(), pair_rows(), epochs=3)
@@ -316,7 +316,7 @@ def test_adapters_under_a_head_are_peft_s(start: str, tmp_path: Path):
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    rank = TrainerRank(spec_of(start, lora=Lora(rank=4), lr=1e-2))
+    rank = Trainer(spec_of(start, lora=Lora(rank=4), lr=1e-2))
     work = head_work(tmp_path, start, BradleyTerry(), pair_rows(), epochs=3)
     result = rank.train(work)
     assert result.curve[-1]["loss"] < result.curve[0]["loss"]
@@ -333,14 +333,14 @@ def test_adapters_under_a_head_are_peft_s(start: str, tmp_path: Path):
 
 
 def test_bfloat16_keeps_the_reward_in_float32(start: str, tmp_path: Path):
-    rank = TrainerRank(spec_of(start, dtype="bfloat16"))
+    rank = Trainer(spec_of(start, dtype="bfloat16"))
     work = head_work(tmp_path, start, BradleyTerry(), pair_rows(), epochs=3)
     assert losses(rank, work)[-1] < math.log(2)
     found = rank.rewards(work.out, [[3, 4]] * 8, [[5, token] for token in range(8)])
     assert any(value != float(torch.tensor(value).bfloat16()) for value in found)
 
 
-def test_what_cannot_be_is_refused(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_what_cannot_be_is_refused(trainer: Trainer, start: str, tmp_path: Path):
     refused: list[tuple[TrainWork, str]] = [
         (work_of(tmp_path, start, BradleyTerry(), pair_rows()), "reads the rewards of a scalar head"),
         (head_work(tmp_path, start, Likelihood(), response_rows()), "reads no scalar head's values"),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfloop.actors.train.spec import TrainResult, TrainWork
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.actors.weights.receipt import receipt_of
 from selfloop.workflows.checks import machine as checks_machine
 from selfloop.workflows.config import Config, Lora, load_config
@@ -42,8 +42,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def trainer(start: str) -> TrainerRank:
-    return TrainerRank(spec_of(start, lora=LORA, lr=1e-2))
+def trainer(start: str) -> Trainer:
+    return Trainer(spec_of(start, lora=LORA, lr=1e-2))
 
 
 def tensors(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -55,16 +55,14 @@ def same(left: str | Path, right: str | Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def follow(
-    trainer: TrainerRank, work: TrainWork, folder: Path, **changes: Any
-) -> tuple[TrainWork, TrainResult]:
+def follow(trainer: Trainer, work: TrainWork, folder: Path, **changes: Any) -> tuple[TrainWork, TrainResult]:
     """The next train node: from what `work` left."""
     after = work_of(folder, work.out, work.objective, work.table, start_state=work.state_out, version=2,
                     **({"optimizer": work.optimizer} | changes))  # fmt: skip
     return after, trainer.train(after)
 
 
-def test_the_loss_goes_down_and_only_targets_change(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_the_loss_goes_down_and_only_targets_change(trainer: Trainer, start: str, tmp_path: Path):
     work = work_of(tmp_path, start, Likelihood(), response_rows(), epochs=6)
     result = trainer.train(work)
     assert np.mean([line["loss"] for line in result.curve[-3:]]) < result.curve[0]["loss"] - 0.05
@@ -75,7 +73,7 @@ def test_the_loss_goes_down_and_only_targets_change(trainer: TrainerRank, start:
     assert receipt_of(after.items()) == result.receipt == trainer.weights()[0]
 
 
-def test_what_is_published_is_what_peft_merges(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_what_is_published_is_what_peft_merges(trainer: Trainer, start: str, tmp_path: Path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -97,8 +95,8 @@ def test_what_is_published_is_what_peft_merges(trainer: TrainerRank, start: str,
     assert found == pytest.approx(trainer.logprobs(work.out, [[3, 4]], [[5, 6]])[0], abs=1e-5)
 
 
-def test_another_folder_does_not_see_the_adapters(trainer: TrainerRank, start: str, tmp_path: Path):
-    plain = TrainerRank(spec_of(start)).logprobs(start, [[3, 4]], [[5, 6]])
+def test_another_folder_does_not_see_the_adapters(trainer: Trainer, start: str, tmp_path: Path):
+    plain = Trainer(spec_of(start)).logprobs(start, [[3, 4]], [[5, 6]])
     work = work_of(tmp_path, start, Likelihood(), response_rows())
     result = trainer.train(work)
     assert trainer.logprobs(start, [[3, 4]], [[5, 6]]) == plain
@@ -106,7 +104,7 @@ def test_another_folder_does_not_see_the_adapters(trainer: TrainerRank, start: s
 
 
 def test_the_first_dpo_loss_is_ln_2_and_a_fresh_adapter_changes_nothing(
-    trainer: TrainerRank, start: str, tmp_path: Path
+    trainer: Trainer, start: str, tmp_path: Path
 ):
     result = trainer.train(work_of(tmp_path, start, DPO(), pair_rows().drop_columns(["weight"])))
     assert result.curve[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
@@ -115,7 +113,7 @@ def test_the_first_dpo_loss_is_ln_2_and_a_fresh_adapter_changes_nothing(
     assert same(start, tmp_path / "still/policy")
 
 
-def test_two_continued_train_nodes_are_one_adapter(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_two_continued_train_nodes_are_one_adapter(trainer: Trainer, start: str, tmp_path: Path):
     """Two nodes of one step each are one node of two steps, but for the order of the rows (here all in one batch)."""
     rows = response_rows(8)
     whole = work_of(tmp_path / "whole", start, Likelihood(), rows, optimizer="continued", epochs=2)
@@ -137,14 +135,14 @@ def test_two_continued_train_nodes_are_one_adapter(trainer: TrainerRank, start: 
 
 @pytest.mark.parametrize("optimizer", ["fresh", "continued"])
 def test_the_adapter_goes_on_from_disk_as_from_memory(
-    trainer: TrainerRank, start: str, tmp_path: Path, optimizer: Any
+    trainer: Trainer, start: str, tmp_path: Path, optimizer: Any
 ):
     one = work_of(tmp_path / "1", start, Likelihood(), response_rows(), optimizer=optimizer)
     trainer.train(one)
     kept, _ = follow(trainer, one, tmp_path / "memory")
     trainer.train(work_of(tmp_path / "between", start, Likelihood(), response_rows(seed=3)))
     again, _ = follow(trainer, one, tmp_path / "disk")
-    anew, _ = follow(TrainerRank(trainer.spec), one, tmp_path / "anew")
+    anew, _ = follow(Trainer(trainer.spec), one, tmp_path / "anew")
     assert same(kept.out, again.out)
     assert same(kept.out, anew.out)
 
@@ -152,13 +150,13 @@ def test_the_adapter_goes_on_from_disk_as_from_memory(
 @pytest.mark.parametrize("zero", [0, 1, 3])
 def test_scoring_the_merged_checkpoint_does_not_merge_it_twice(start: str, tmp_path: Path, zero: int):
     """What was scored in between is a base without adapters: the next training loads base and adapter apart again."""
-    rank = TrainerRank(spec_of(start, lora=LORA, lr=1e-2, zero=zero))
+    rank = Trainer(spec_of(start, lora=LORA, lr=1e-2, zero=zero))
     one = work_of(tmp_path / "1", start, Likelihood(), response_rows())
     rank.train(one)
     for folder in (start, one.out):
         rank.logprobs(folder, [[1, 2]], [[3]])
     two, _ = follow(rank, one, tmp_path / "2")
-    anew, _ = follow(TrainerRank(rank.spec), one, tmp_path / "anew")
+    anew, _ = follow(Trainer(rank.spec), one, tmp_path / "anew")
     assert same(two.out, anew.out)
 
 
@@ -168,7 +166,7 @@ def test_scoring_the_merged_checkpoint_does_not_merge_it_twice(start: str, tmp_p
 def test_a_resumed_training_has_the_same_bytes_with_dropout_too(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: Any, zero: int
 ):
-    rank = TrainerRank(spec_of(start, lora=Lora(rank=4, dropout=0.2), zero=zero, checkpoint_steps=4))
+    rank = Trainer(spec_of(start, lora=Lora(rank=4, dropout=0.2), zero=zero, checkpoint_steps=4))
     table = pair_rows() if isinstance(objective, DPO) else response_rows()
     whole = work_of(tmp_path / "whole", start, objective, table, epochs=3)
     wanted = rank.train(whole)
@@ -177,7 +175,7 @@ def test_a_resumed_training_has_the_same_bytes_with_dropout_too(
     with pytest.raises(Died):
         rank.train(broken)
     assert (tmp_path / "broken/.policy-steps/step-000004/adapter_model.safetensors").exists()
-    resumed = TrainerRank(rank.spec).train(broken)
+    resumed = Trainer(rank.spec).train(broken)
     assert resumed.metrics["resumed_at_step"] == 4
     assert resumed.curve == wanted.curve
     assert resumed.checksum == wanted.checksum
@@ -185,14 +183,14 @@ def test_a_resumed_training_has_the_same_bytes_with_dropout_too(
 
 
 def test_dropout_trains_and_is_off_when_nothing_is_trained(start: str, tmp_path: Path):
-    rank = TrainerRank(spec_of(start, lora=Lora(rank=4, dropout=0.5), lr=1e-2))
+    rank = Trainer(spec_of(start, lora=Lora(rank=4, dropout=0.5), lr=1e-2))
     work = work_of(tmp_path / "a", start, Likelihood(), response_rows())
     dropped = rank.train(work)
-    again = TrainerRank(rank.spec).train(
+    again = Trainer(rank.spec).train(
         replace(work, out=str(tmp_path / "b/policy"), state_out=str(tmp_path / "b/s"))
     )
     assert again.checksum == dropped.checksum
-    plain = TrainerRank(spec_of(start, lora=Lora(rank=4), lr=1e-2))
+    plain = Trainer(spec_of(start, lora=Lora(rank=4), lr=1e-2))
     assert (
         plain.train(work_of(tmp_path / "c", start, Likelihood(), response_rows())).checksum
         != dropped.checksum
@@ -204,8 +202,8 @@ def test_dropout_trains_and_is_off_when_nothing_is_trained(start: str, tmp_path:
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_every_stage_follows_stage_0(trainer: TrainerRank, start: str, tmp_path: Path, zero: int):
-    rank = TrainerRank(replace(trainer.spec, zero=zero, gradient_checkpointing=zero == 3))
+def test_every_stage_follows_stage_0(trainer: Trainer, start: str, tmp_path: Path, zero: int):
+    rank = Trainer(replace(trainer.spec, zero=zero, gradient_checkpointing=zero == 3))
     curves = []
     for name, one in (("0", trainer), ("zero", rank)):
         first = work_of(
@@ -222,7 +220,7 @@ def test_every_stage_follows_stage_0(trainer: TrainerRank, start: str, tmp_path:
 
 
 def test_bfloat16_adapters_keep_float32_masters(start: str, tmp_path: Path):
-    rank = TrainerRank(spec_of(start, lora=LORA, dtype="bfloat16", lr=1e-3))
+    rank = Trainer(spec_of(start, lora=LORA, dtype="bfloat16", lr=1e-3))
     one = work_of(tmp_path / "1", start, Likelihood(), response_rows())
     rank.train(one)
     two, result = follow(rank, one, tmp_path / "2")
@@ -238,29 +236,29 @@ def test_bfloat16_adapters_keep_float32_masters(start: str, tmp_path: Path):
 
 
 def test_named_targets_alone_are_adapted(start: str, tmp_path: Path):
-    rank = TrainerRank(spec_of(start, lora=Lora(rank=2, targets=("q_proj", "v_proj")), lr=1e-2))
+    rank = Trainer(spec_of(start, lora=Lora(rank=2, targets=("q_proj", "v_proj")), lr=1e-2))
     work = work_of(tmp_path, start, Likelihood(), response_rows())
     rank.train(work)
     before, after = tensors(start), tensors(work.out)
     changed = {name.split(".")[-2] for name in after if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "v_proj"}
     with pytest.raises(TrainerError, match=r"trainer\.lora\.targets=\('nothing',\) cannot be followed"):
-        TrainerRank(spec_of(start, lora=Lora(targets=("nothing",))))
+        Trainer(spec_of(start, lora=Lora(targets=("nothing",))))
 
 
 def test_a_base_that_changed_or_went_is_an_error(start: str, tmp_path: Path):
     base = shutil.copytree(start, tmp_path / "base")
-    rank = TrainerRank(spec_of(str(base), lora=LORA))
+    rank = Trainer(spec_of(str(base), lora=LORA))
     one = work_of(tmp_path / "1", str(base), Likelihood(), response_rows())
     rank.train(one)
     other = tensors(base)
     other["model.norm.weight"] = other["model.norm.weight"] + 1
     save_file(other, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrainerError, match="tensors have changed since"):
-        follow(TrainerRank(spec_of(start, lora=LORA)), one, tmp_path / "2")
+        follow(Trainer(spec_of(start, lora=LORA)), one, tmp_path / "2")
     shutil.rmtree(base)
     with pytest.raises(TrainerError, match="not there any more"):
-        follow(TrainerRank(spec_of(start, lora=LORA)), one, tmp_path / "3")
+        follow(Trainer(spec_of(start, lora=LORA)), one, tmp_path / "3")
 
 
 def key_of(overrides: list[str]) -> Any:
@@ -308,7 +306,7 @@ def test_adapters_need_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_pocket_model_learns_with_adapters(tmp_path: Path):
     """The built-in model, in float32 over a checkpoint that is stored in bfloat16."""
-    rank = TrainerRank(spec_of(str(POCKET_MODEL), lora=Lora(rank=8), lr=2e-3, tokens_per_micro_batch=4096))
+    rank = Trainer(spec_of(str(POCKET_MODEL), lora=Lora(rank=8), lr=2e-3, tokens_per_micro_batch=4096))
     work = work_of(tmp_path, str(POCKET_MODEL), Likelihood(), response_rows(16), epochs=3)
     result = rank.train(work)
     assert result.curve[-1]["loss"] < result.curve[0]["loss"] - 0.5

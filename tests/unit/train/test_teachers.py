@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfloop.actors.train.model import teachers
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.config import Lora
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.objectives.control import MORE, min_norm
@@ -41,8 +41,8 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def trainer(start: str) -> TrainerRank:
-    return TrainerRank(spec_of(start))
+def trainer(start: str) -> Trainer:
+    return Trainer(spec_of(start))
 
 
 def phrase_rows(count: int = 12) -> pa.Table:
@@ -66,7 +66,7 @@ def logits_of(model: Any, context: list[int], target: list[int]) -> torch.Tensor
 
 
 def test_a_step_of_muscle_is_that_of_a_plain_loop(
-    trainer: TrainerRank, start: str, first: str, second: str, tmp_path: Path
+    trainer: Trainer, start: str, first: str, second: str, tmp_path: Path
 ):
     rows = response_rows(8)
     work = work_of(tmp_path, start, MUSCLE(), rows, batch_size=8, frozen={"first": first, "second": second})
@@ -93,9 +93,7 @@ def test_a_step_of_muscle_is_that_of_a_plain_loop(
         torch.testing.assert_close(made[name], param.data, atol=2e-5, rtol=1e-4)
 
 
-def test_a_student_that_is_its_teachers_has_nothing_to_learn(
-    trainer: TrainerRank, start: str, tmp_path: Path
-):
+def test_a_student_that_is_its_teachers_has_nothing_to_learn(trainer: Trainer, start: str, tmp_path: Path):
     work = work_of(tmp_path, start, MUSCLE(), response_rows(8), frozen={"first": start, "second": start})
     line = trainer.train(work).curve[0]
     assert line["loss"] == pytest.approx(0, abs=1e-6)
@@ -104,7 +102,7 @@ def test_a_student_that_is_its_teachers_has_nothing_to_learn(
 
 @pytest.mark.parametrize("objective", [MUSCLE(nll_coefficient=0.1), RRPO(alpha=0.5)])
 def test_micro_batches_and_chunks_do_not_matter(
-    trainer: TrainerRank, start: str, first: str, second: str, tmp_path: Path, objective: Any,
+    trainer: Trainer, start: str, first: str, second: str, tmp_path: Path, objective: Any,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     rows = phrase_rows() if isinstance(objective, RRPO) else response_rows(12)
@@ -119,7 +117,7 @@ def test_micro_batches_and_chunks_do_not_matter(
     assert curves[1][-1] < curves[1][0]
 
 
-def test_the_kl_of_rrpo_is_from_the_reference(trainer: TrainerRank, start: str, first: str, tmp_path: Path):
+def test_the_kl_of_rrpo_is_from_the_reference(trainer: Trainer, start: str, first: str, tmp_path: Path):
     rows = phrase_rows(8)
     work = work_of(tmp_path / "a", start, RRPO(alpha=1.0), rows, batch_size=8, reference=first)
     found = trainer.train(work).curve[0]
@@ -139,7 +137,7 @@ def test_teachers_work_at_every_stage_and_with_adapters(
 ):
     curves = []
     for stage in (0, zero):
-        rank = TrainerRank(spec_of(start, zero=stage, lora=lora, gradient_checkpointing=stage == 3))
+        rank = Trainer(spec_of(start, zero=stage, lora=lora, gradient_checkpointing=stage == 3))
         work = work_of(tmp_path / str(stage), start, MUSCLE(), response_rows(12), epochs=2,
                        frozen={"first": first, "second": second})  # fmt: skip
         curves.append(losses(rank, work))
@@ -147,7 +145,7 @@ def test_teachers_work_at_every_stage_and_with_adapters(
     assert curves[0][-1] < curves[0][0]
 
 
-def test_teachers_that_cannot_be_are_refused(trainer: TrainerRank, start: str, first: str, tmp_path: Path):
+def test_teachers_that_cannot_be_are_refused(trainer: Trainer, start: str, first: str, tmp_path: Path):
     work = work_of(tmp_path, start, MUSCLE(), response_rows(8), frozen={"first": first})
     with pytest.raises(TrainerError, match=r"MUSCLE reads kl_second.*frozen=\{'second': model\}"):
         trainer.train(work)
@@ -160,7 +158,7 @@ def test_teachers_that_cannot_be_are_refused(trainer: TrainerRank, start: str, f
         trainer.train(replace(work, frozen={"first": first, "second": str(tmp_path / "wide")}))
 
 
-def test_more_weighs_tasks_by_the_gradients_of_its_head(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_more_weighs_tasks_by_the_gradients_of_its_head(trainer: Trainer, start: str, tmp_path: Path):
     """The weights of the first step follow from the hidden states that transformers gives (a new head is zero)."""
     from transformers import AutoModel
 

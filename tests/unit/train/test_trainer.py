@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from selfloop.actors.train.spec import TrainResult, TrainWork
 from selfloop.actors.train.step import schedule
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.actors.weights.receipt import checksum, receipt_of
 from selfloop.workflows.errors import ObjectiveError, TrainerError
 from selfloop.workflows.objectives.base import Batch, Loss, Term
@@ -52,11 +52,11 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def trainer(start: str) -> TrainerRank:
-    return TrainerRank(spec_of(start))
+def trainer(start: str) -> Trainer:
+    return Trainer(spec_of(start))
 
 
-def train(trainer: TrainerRank, work: TrainWork, **changes: Any) -> TrainResult:
+def train(trainer: Trainer, work: TrainWork, **changes: Any) -> TrainResult:
     """Train under a changed spec, on the engine that is there."""
     before = trainer.spec
     trainer.spec = replace(before, **changes)
@@ -74,14 +74,14 @@ def losses(result: TrainResult) -> list[float]:
     return [line["loss"] for line in result.curve]
 
 
-def test_the_first_dpo_loss_is_ln_2(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_the_first_dpo_loss_is_ln_2(trainer: Trainer, start: str, tmp_path: Path):
     result = trainer.train(work_of(tmp_path, start, DPO(), pair_rows().drop_columns(["weight"])))
     assert abs(result.curve[0]["loss"] - math.log(2)) < 1e-6
     assert result.curve[-1]["loss"] != result.curve[0]["loss"]
     assert result.steps == len(result.curve) == 3
 
 
-def test_a_step_is_that_of_a_plain_loop(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_a_step_is_that_of_a_plain_loop(trainer: Trainer, start: str, tmp_path: Path):
     """One clipped AdamW step on the token mean over all rows, written out with transformers alone."""
     from transformers import AutoModelForCausalLM
 
@@ -110,7 +110,7 @@ def test_a_step_is_that_of_a_plain_loop(trainer: TrainerRank, start: str, tmp_pa
 @pytest.mark.parametrize(
     "objective", [Likelihood(), Shifted(), BCO(), GRPO(beta=0.1), DPO(nll_coefficient=0.1)]
 )
-def test_micro_batches_do_not_matter(trainer: TrainerRank, start: str, tmp_path: Path, objective: Any):
+def test_micro_batches_do_not_matter(trainer: Trainer, start: str, tmp_path: Path, objective: Any):
     table = pair_rows() if isinstance(objective, DPO) else response_rows()
     curves = []
     for budget in (40, 200, 100_000):
@@ -120,12 +120,12 @@ def test_micro_batches_do_not_matter(trainer: TrainerRank, start: str, tmp_path:
     np.testing.assert_allclose(curves[1], curves[2], rtol=2e-4, atol=1e-5)
 
 
-def test_two_trainings_give_the_same_bytes(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_two_trainings_give_the_same_bytes(trainer: Trainer, start: str, tmp_path: Path):
     table = response_rows()
     first = trainer.train(work_of(tmp_path / "a", start, Likelihood(), table))
     shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
     again = trainer.train(work_of(tmp_path / "b", start, Likelihood(), shuffled))
-    anew = TrainerRank(trainer.spec).train(work_of(tmp_path / "c", start, Likelihood(), table))
+    anew = Trainer(trainer.spec).train(work_of(tmp_path / "c", start, Likelihood(), table))
     assert digest(tmp_path / "a/policy") == digest(tmp_path / "b/policy") == digest(tmp_path / "c/policy")
     assert first.checksum == again.checksum == anew.checksum
     assert first.curve == again.curve == anew.curve
@@ -133,7 +133,7 @@ def test_two_trainings_give_the_same_bytes(trainer: TrainerRank, start: str, tmp
     assert other_seed.checksum != first.checksum
 
 
-def test_what_is_saved_is_a_normal_checkpoint(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_what_is_saved_is_a_normal_checkpoint(trainer: Trainer, start: str, tmp_path: Path):
     from transformers import AutoModelForCausalLM
 
     result = trainer.train(work_of(tmp_path, start, Likelihood(), response_rows()))
@@ -155,7 +155,7 @@ def test_what_is_saved_is_a_normal_checkpoint(trainer: TrainerRank, start: str, 
 
 
 def test_logprobs_of_another_folder_leave_the_weights_alone(
-    trainer: TrainerRank, start: str, other: str, tmp_path: Path
+    trainer: Trainer, start: str, other: str, tmp_path: Path
 ):
     result = trainer.train(work_of(tmp_path, start, Likelihood(), response_rows()))
     contexts, targets = [[1, 2], [3], [5, 6, 7]], [[4, 5, 6], [], [9]]
@@ -170,7 +170,7 @@ def test_logprobs_of_another_folder_leave_the_weights_alone(
         trainer.logprobs(None, [[]], [[1]])
 
 
-def test_a_reference_of_its_own(trainer: TrainerRank, start: str, other: str, tmp_path: Path):
+def test_a_reference_of_its_own(trainer: Trainer, start: str, other: str, tmp_path: Path):
     work = work_of(tmp_path, start, DPO(beta=0.5), pair_rows(8), reference=other)
     row = trainer.train(work)
     contexts = pair_rows(8)["prompt_ids"].to_pylist()
@@ -187,7 +187,7 @@ def test_a_reference_of_its_own(trainer: TrainerRank, start: str, other: str, tm
         trainer.train(replace(work, reference=None))
 
 
-def test_old_logprobs_are_those_of_the_start_in_every_epoch(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_old_logprobs_are_those_of_the_start_in_every_epoch(trainer: Trainer, start: str, tmp_path: Path):
     """The same numbers whether the trainer computes them or the rows bring them."""
     table = response_rows()
     scored = trainer.logprobs(start, table["prompt_ids"].to_pylist(), table["response_ids"].to_pylist())
@@ -197,12 +197,10 @@ def test_old_logprobs_are_those_of_the_start_in_every_epoch(trainer: TrainerRank
     np.testing.assert_allclose(losses(found), losses(wanted), atol=1e-5)
 
 
-def test_continued_takes_up_the_optimizer_and_fresh_does_not(
-    trainer: TrainerRank, start: str, tmp_path: Path
-):
+def test_continued_takes_up_the_optimizer_and_fresh_does_not(trainer: Trainer, start: str, tmp_path: Path):
     table = response_rows()
 
-    def chain(name: str, rank: TrainerRank, kind: Any) -> str:
+    def chain(name: str, rank: Trainer, kind: Any) -> str:
         one = rank.train(work_of(tmp_path / name / "1", start, Likelihood(), table, optimizer=kind))
         second = work_of(tmp_path / name / "2", str(tmp_path / name / "1/policy"), Likelihood(), table, optimizer=kind,
                          start_state=str(tmp_path / name / "1/policy-state"), version=2)  # fmt: skip
@@ -221,14 +219,14 @@ def test_continued_takes_up_the_optimizer_and_fresh_does_not(
     assert trainer.train(again).checksum == kept
 
 
-def test_running_state_continues_with_the_optimizer(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_running_state_continues_with_the_optimizer(trainer: Trainer, start: str, tmp_path: Path):
     trainer.train(work_of(tmp_path / "1", start, Shifted(), response_rows(), optimizer="continued"))
     state = json.loads((tmp_path / "1/policy-state/state.json").read_text())
     assert state["objective"] == "Shifted"
     assert math.isfinite(state["objective_state"]["state_mean"][1])
 
 
-def test_bco_goes_on_with_its_shift(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_bco_goes_on_with_its_shift(trainer: Trainer, start: str, tmp_path: Path):
     rows = response_rows(8)
     counts: list[float] = []
     folder, state = start, None
@@ -245,7 +243,7 @@ def test_bco_goes_on_with_its_shift(trainer: TrainerRank, start: str, tmp_path: 
 
 @pytest.mark.parametrize("objective", [SimPO(), CPO(), ORPO()])
 def test_no_reference_is_read_by_those_that_need_none(
-    trainer: TrainerRank, start: str, other: str, tmp_path: Path, objective: Any
+    trainer: Trainer, start: str, other: str, tmp_path: Path, objective: Any
 ):
     curves = [
         trainer.train(
@@ -258,7 +256,7 @@ def test_no_reference_is_read_by_those_that_need_none(
 
 @pytest.mark.parametrize("objective", [Shifted(), GRPO(beta=0.1), DPO()])
 def test_replay_from_a_step_checkpoint_gives_the_same_bytes(
-    trainer: TrainerRank,
+    trainer: Trainer,
     start: str,
     other: str,
     tmp_path: Path,
@@ -286,7 +284,7 @@ def test_replay_from_a_step_checkpoint_gives_the_same_bytes(
     assert again.metrics["resumed_at_step"] >= again.steps - 4 and digest(broken.out) == digest(work.out)
 
 
-def test_a_step_checkpoint_of_other_work_is_not_taken_up(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_a_step_checkpoint_of_other_work_is_not_taken_up(trainer: Trainer, start: str, tmp_path: Path):
     work = work_of(tmp_path, start, Likelihood(), response_rows())
     train(trainer, work, checkpoint_steps=2)
     assert (tmp_path / ".policy-steps/step-000002").exists()
@@ -304,7 +302,7 @@ class Explodes(Likelihood):
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_its_rows(
-    trainer: TrainerRank, start: str, tmp_path: Path
+    trainer: Trainer, start: str, tmp_path: Path
 ):
     rows = response_rows(8, weight=[2.0] * 7 + [1.0])
     with pytest.raises(TrainerError, match=r"step \d of 4 of policy@1: the loss is not finite.*study"):
@@ -323,7 +321,7 @@ class EndlessGradient(Likelihood):
         return Loss({"root": Term(values, batch["response.mask"], "tokens")})
 
 
-def test_a_gradient_that_is_not_finite_stops_training(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_a_gradient_that_is_not_finite_stops_training(trainer: Trainer, start: str, tmp_path: Path):
     with pytest.raises(TrainerError, match="step 1 of 3 of policy@1: the gradient is not finite"):
         trainer.train(work_of(tmp_path, start, EndlessGradient(), response_rows()))
     assert list(tmp_path.glob("policy-failed-step-000001.parquet"))
@@ -341,7 +339,7 @@ class Breaks(Likelihood):
         raise KeyError("nothing")
 
 
-def test_what_an_objective_refuses_is_named_by_its_row(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_what_an_objective_refuses_is_named_by_its_row(trainer: Trainer, start: str, tmp_path: Path):
     rows = response_rows(8, weight=[1.0] * 6 + [3.0, 1.0])
     with pytest.raises(
         ObjectiveError,
@@ -352,7 +350,7 @@ def test_what_an_objective_refuses_is_named_by_its_row(trainer: TrainerRank, sta
         trainer.train(work_of(tmp_path, start, Breaks(), rows))
 
 
-def test_errors_pickle(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_errors_pickle(trainer: Trainer, start: str, tmp_path: Path):
     met: list[Exception] = []
     for work in (
         work_of(tmp_path, start, Likelihood(), response_rows(4).slice(0, 0)),
@@ -370,7 +368,7 @@ def test_errors_pickle(trainer: TrainerRank, start: str, tmp_path: Path):
 
 def test_bfloat16_continues_from_float32_masters(start: str, tmp_path: Path):
     """At this learning rate every update is smaller than bfloat16 can show: only masters add them up."""
-    trainer = TrainerRank(spec_of(start, dtype="bfloat16", lr=1e-6))
+    trainer = Trainer(spec_of(start, dtype="bfloat16", lr=1e-6))
     table = response_rows()
     place: tuple[str, str | None] = (start, None)
     for version in (1, 2):
@@ -387,7 +385,7 @@ def test_bfloat16_continues_from_float32_masters(start: str, tmp_path: Path):
     for name, tensor in served.items():
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, masters[name].bfloat16())
-    again = TrainerRank(trainer.spec)
+    again = Trainer(trainer.spec)
     replayed = again.train(
         replace(work, out=str(tmp_path / "again/policy"), state_out=str(tmp_path / "again/state"))
     )
@@ -396,7 +394,7 @@ def test_bfloat16_continues_from_float32_masters(start: str, tmp_path: Path):
     assert all(torch.equal(kept[name], masters[name]) for name in masters)
 
 
-def test_a_row_over_the_budget_is_trained_alone(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_a_row_over_the_budget_is_trained_alone(trainer: Trainer, start: str, tmp_path: Path):
     table = response_rows(4)
     ids = table["response_ids"].to_pylist()
     long = pa.array([*ids[:3], list(range(1, 60)) * 3], IDS)
@@ -407,7 +405,7 @@ def test_a_row_over_the_budget_is_trained_alone(trainer: TrainerRank, start: str
     )
 
 
-def test_kto_takes_its_second_view(trainer: TrainerRank, start: str, tmp_path: Path):
+def test_kto_takes_its_second_view(trainer: Trainer, start: str, tmp_path: Path):
     table = response_rows(8)
     table = table.append_column("kl_ids", table["response_ids"].take(pa.array([1, 2, 3, 4, 5, 6, 7, 0])))
     result = trainer.train(work_of(tmp_path, start, KTO(), table))
@@ -425,7 +423,7 @@ def test_schedules():
 
 
 def test_rows_longer_than_the_model_takes_are_neither_trained_nor_measured(start: str, tmp_path: Path):
-    trainer = TrainerRank(replace(spec_of(start), max_model_len=60))
+    trainer = Trainer(replace(spec_of(start), max_model_len=60))
     table = response_rows(8)
     longer = [ids if row else [1] * 90 for row, ids in enumerate(table["response_ids"].to_pylist())]
     table = table.set_column(table.column_names.index("response_ids"), "response_ids", pa.array(longer, IDS))
@@ -440,4 +438,4 @@ def test_rows_longer_than_the_model_takes_are_neither_trained_nor_measured(start
         [],
         *trainer.logprobs(start, [[2]], [[4, 5]]),
     ]
-    assert TrainerRank(spec_of(start)).longest == 512
+    assert Trainer(spec_of(start)).longest == 512

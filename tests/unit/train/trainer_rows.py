@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from selfloop.actors.train.spec import TrainerSpec, TrainWork
-from selfloop.actors.train.trainer import TrainerRank
+from selfloop.actors.train.trainer import Trainer
 from selfloop.workflows.objectives.base import Batch, Loss, Objective, Term
 
 VOCABULARY = 64
@@ -115,7 +115,7 @@ class Shifted(Objective):
         return Loss({"shifted": Term(values)}, state={"state_mean": moving.detach()})
 
 
-def losses(trainer: TrainerRank, work: TrainWork, **changes: Any) -> list[float]:
+def losses(trainer: Trainer, work: TrainWork, **changes: Any) -> list[float]:
     """The loss of each step, with some settings changed for this training."""
     before = trainer.spec
     trainer.spec = replace(before, **changes)
@@ -138,15 +138,15 @@ class Death:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Death:
         """From now on; only once."""
-        from selfloop.actors.train.step import Trainable
+        from selfloop.actors.train.step import Training
 
-        real = Trainable.step
+        real = Training.step
 
-        def dying(task: Trainable, rows: np.ndarray, lr: float) -> Any:
+        def dying(training: Training, rows: np.ndarray, lr: float) -> Any:
             self.taken += 1
             if self.taken == self.step:
                 raise Died
-            return real(task, rows, lr)
+            return real(training, rows, lr)
 
-        monkeypatch.setattr(Trainable, "step", dying)
+        monkeypatch.setattr(Training, "step", dying)
         return self
