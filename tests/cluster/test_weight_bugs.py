@@ -36,12 +36,13 @@ def actors(setup: Setup) -> Iterator[Any]:
 
     from selfloop.workflows.executor import actors as actors_module
     from selfloop.workflows.executor.connect import connect
+    from selfloop.workflows.executor.specs import Specs
     from tests.cluster.faulty import Faulty
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(actors_module, "Generator", Faulty)
         connect(setup.config)
-        specs = actors_module.Specs(*setup.specs(0)[:2], setup.probe_messages, 1e-3)
+        specs = Specs(*setup.specs(0)[:2], setup.probe_messages, 1e-3)
         made = actors_module.Actors(setup.config, specs, 0)
         made.wait_until_ready()
         made.specs = replace(specs, engine=replace(specs.engine, device="cuda"))
@@ -114,12 +115,13 @@ def test_a_publish_in_the_middle_of_a_prompt_group_is_refused(
     """By the engine, which still runs requests; and where an engine would let it happen, by the replica around it."""
     import ray
 
+    from selfloop.workflows.executor.publish import Published
     from selfloop.workflows.run.job import make_job
     from selfloop.workflows.store.checkpoint import Place
 
     arm(actors, "", "")
     place = Place(str(setup.folder), None, None, setup.model_hash)
-    actors.serve("policy@0", 0, place)
+    actors.publisher.publish(Published("policy@0", 0, place))
     graph = setup.planner.graph(1)
     job = make_job(setup, RunFolder(tmp_path / "run"), {})
     job.models.places["policy@0"] = place

@@ -85,8 +85,9 @@ def shared_actors(setup: Setup) -> Any:
     """Ray and a run's actors, started once a test session and kind of generator."""
     import ray
 
-    from selfloop.workflows.executor.actors import Actors, Specs
+    from selfloop.workflows.executor.actors import Actors
     from selfloop.workflows.executor.connect import connect
+    from selfloop.workflows.executor.specs import Specs
 
     kind = setup.config.generator.model_dump_json()
     if kind not in ACTORS:

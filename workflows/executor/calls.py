@@ -19,8 +19,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from selfloop.workflows.data.batches import Meta, count_batch
 from selfloop.workflows.errors import EngineError, SelfloopError, StoreError
 from selfloop.workflows.executor.actors import Actors
-from selfloop.workflows.executor.deaths import died, rows_lost
-from selfloop.workflows.executor.pools import Pool, Replica
+from selfloop.workflows.executor.pools import Pool, Replica, died, rows_lost
 from selfloop.workflows.run.job import Job
 from selfloop.workflows.run.node import Flow
 from selfloop.workflows.store.disk import is_full, unwritten
@@ -97,7 +96,8 @@ class Calls:
 
     def write(self, flow: Flow, *args: Any) -> None:
         """Hand consecutive batches to the writer."""
-        self.running[self.actors.writer.write.remote(*args)] = Write(flow, args)
+        writer = self.actors.writers.replicas[0].actor
+        self.running[writer.write.remote(*args)] = Write(flow, args)
 
     def finished(self, wait: float) -> Iterator[tuple[Call | Write, Any]]:
         """What has come back, at least one if any comes within `wait` seconds; deaths are dealt with here."""
@@ -171,13 +171,13 @@ class Calls:
         """An actor died with this call on it: put another in its place once, then send the call again."""
         if isinstance(call, Write):
             self.job.folder.event("died", replica="writer", node=call.flow.node.name)
-            self.actors.revive_writer()
+            self.actors.writers.mend()
             self.write(call.flow, *call.args)
             return None
         replica = call.replica
         self.job.folder.event("died", replica=replica.name, node=call.flow.node.name, batch=call.index)
         if call.generation == replica.generation:
-            self.actors.revive(call.pool, replica)
+            self.actors.mender.revive(call.pool, replica)
         if call.tries >= TRIES:
             return self.row_by_row(call, error)
         call.tries += 1
@@ -213,7 +213,7 @@ class Calls:
                 )
                 tables += read_batches([ray.get(refs, timeout=self.patience)[0]])
             except (RayActorError, GetTimeoutError) as death:
-                self.actors.revive(call.pool, call.replica)
+                self.actors.mender.revive(call.pool, call.replica)
                 tables.append(
                     failed(piece, context, f"it ended the {call.pool.name}: {type(death).__name__}")
                 )

@@ -1,4 +1,4 @@
-"""Pools of replicas: actors of one kind, each with a bounded number of batches in flight."""
+"""Pools of replicas: actors of one kind, each with a bounded number of batches in flight, and which of them are dead."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
-from selfloop.workflows.executor.deaths import deaths
+__all__ = ["Pool", "Replica", "deaths", "died", "rows_lost"]
 
-__all__ = ["Pool", "Replica"]
+PING_SECONDS = 10.0  # a dead actor is told of at once; one that has not answered by then is busy or starts
 
 
 @dataclass
@@ -44,10 +45,6 @@ class Pool:
     def in_flight(self) -> int:
         return sum(replica.in_flight for replica in self.replicas)
 
-    def every(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
-        """Call a method on all replicas and wait for all."""
-        return ray.get([getattr(one.actor, method).remote(*args) for one in self.replicas], timeout=timeout)
-
     def replace(self, replica: Replica) -> None:
         """Start a fresh actor in the place of a dead one."""
         ray.kill(replica.actor, no_restart=True)
@@ -63,3 +60,30 @@ class Pool:
     def close(self) -> None:
         for replica in self.replicas:
             ray.kill(replica.actor, no_restart=True)
+
+
+def died(error: BaseException) -> bool:
+    """Whether an actor's process or node ended; one that could not even start is broken, and not to be started again."""
+    return isinstance(error, RayActorError) and not error.actor_init_failed
+
+
+def rows_lost(error: BaseException) -> bool:
+    """Whether rows in the object store went with the node that held them."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return isinstance(error, ObjectLostError) or isinstance(cause, ObjectLostError)
+
+
+def deaths(actors: list[Any]) -> dict[int, RayError]:
+    """Which of these actors are dead, by place, with the error; a busy or a starting one is not."""
+    refs = [actor.ready.remote() for actor in actors]
+    answered, _ = ray.wait(refs, num_returns=len(refs), timeout=PING_SECONDS)
+    found: dict[int, RayError] = {}
+    for place, ref in enumerate(refs):
+        try:
+            if ref in answered:
+                ray.get(ref)
+        except RayActorError as error:
+            if not died(error):
+                raise
+            found[place] = error
+    return found

@@ -14,9 +14,10 @@ from selfloop.actors.generate.spec import EngineSpec
 from selfloop.actors.train.spec import TrainerSpec
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import ClusterError, InputError
-from selfloop.workflows.executor.actors import Actors, Specs
+from selfloop.workflows.executor.actors import Actors
 from selfloop.workflows.executor.connect import connect, joins
 from selfloop.workflows.executor.schedule import Executor
+from selfloop.workflows.executor.specs import Specs
 from selfloop.workflows.executor.watch import RayWatch
 from selfloop.workflows.report.console import Console
 from selfloop.workflows.report.trackers import Trackers

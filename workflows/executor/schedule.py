@@ -8,6 +8,7 @@ what is released meanwhile is read back from its committed parts instead of push
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from selfloop.actors.train.telling import Told
 from selfloop.workflows.data.batches import Meta
@@ -15,6 +16,7 @@ from selfloop.workflows.errors import EngineError
 from selfloop.workflows.executor.actors import Actors
 from selfloop.workflows.executor.calls import Call, Calls, RowsLost, Write
 from selfloop.workflows.executor.pools import Pool
+from selfloop.workflows.executor.publish import Published
 from selfloop.workflows.executor.training import TrainingCall
 from selfloop.workflows.flow.graph import Graph, ModelRef
 from selfloop.workflows.run.job import Job
@@ -27,6 +29,13 @@ __all__ = ["Executor"]
 AHEAD = 4  # batches a node may be ahead of its slowest reader, beyond what fills the replicas
 LOSSES = 20  # times an iteration goes on after a node was lost with rows on it
 PART_SECONDS = 5.0  # a part is also written when its first batch has waited this long
+IDLE_SECONDS = (
+    0.2  # for an answer when nothing can be sent; then parts that are due and stuck engines are looked at
+)
+TRAINING_SECONDS = (
+    0.02  # the same while a training runs: its end is no answer to a batch, and would be seen late
+)
+DRAIN_SECONDS = 1.0  # between two looks at a training that must end before an iteration goes back
 
 
 class Executor(Runner):
@@ -66,12 +75,12 @@ class Executor(Runner):
         self.job.folder.event("lost", iteration=self.graph.iteration, node=node)
         self.calls.drain()
         while self.training is not None:
-            self.training.wait(1.0)
+            self.training.wait(DRAIN_SECONDS)
             result = self.training.poll()
             if result is not None:
                 call, self.training = self.training, None
                 self.finish_training(call.flow, call.node.work, result)
-        self.actors.mend()
+        self.actors.mender.mend()
 
     def go(self, graph: Graph) -> Outcome:
         self.seen = (-1, "", "")
@@ -86,7 +95,7 @@ class Executor(Runner):
                     f"the executor has nothing left to do in iteration {graph.iteration}, yet these nodes are not complete: "
                     f"{names}. This is a fault of the executor; please report it"
                 )
-            self.collect(wait=0.0 if sent else 0.2)
+            self.collect(wait=0.0 if sent else IDLE_SECONDS)
         return self.outcome
 
     def unfinished(self) -> list[str]:
@@ -115,10 +124,10 @@ class Executor(Runner):
                 continue
             wanted = node.model.label
             if pool.model != wanted and pool.in_flight == 0 and not self.resting():
+                model = Published(wanted, node.model.version, self.job.models.place(node.model))
+                publish = partial(self.actors.publisher.publish, model)
                 with self.job.doing(f"the engines get the weights of {wanted}"):
-                    self.outcome.gaps[wanted] = self.actors.serve(
-                        wanted, node.model.version, self.job.models.place(node.model)
-                    )
+                    self.outcome.gaps[wanted] = self.actors.mender.until_alive(publish)
                 self.job.folder.event("serve", model=wanted, replicas=len(pool.replicas))
             self.wanted = wanted
             return
@@ -245,7 +254,8 @@ class Executor(Runner):
         if self.carry_over(flow):
             return False
         self.told(flow, Told("its rows are gathered"))
-        self.actors.before_training()
+        if self.actors.in_turn:
+            self.actors.publisher.sleep()
         node = self.job.train_node(flow.node, self.graph, flow.inputs[0].whole())
         self.drop_steps(flow, node.work)
         self.job.folder.event("train", iteration=self.graph.iteration, node=flow.node.name)
@@ -259,7 +269,7 @@ class Executor(Runner):
         """Take in what has finished; wait a moment for the first if there was nothing to send."""
         if not self.calls.running and self.training is not None:
             self.training.wait(wait)
-        for call, result in self.calls.finished(min(wait, 0.02) if self.training else wait):
+        for call, result in self.calls.finished(min(wait, TRAINING_SECONDS) if self.training else wait):
             if isinstance(call, Write):
                 call.flow.committed(*result)
                 self.note_commit(call.flow)
@@ -313,5 +323,5 @@ class Executor(Runner):
         )
         self.end(flow)
 
-    def model_made(self, label: str, receipt: dict[str, str]) -> None:
-        self.actors.trained(label, receipt)
+    def model_made(self, label: str) -> None:
+        self.actors.trainer.loaded = label

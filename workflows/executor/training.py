@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from selfloop.actors.train.rank import RankActor
 from selfloop.actors.train.spec import TrainerSpec, TrainNode
 from selfloop.actors.train.telling import Told
 from selfloop.workflows.errors import SelfloopError, StoreError, TrainerError
-from selfloop.workflows.executor.deaths import deaths, died
-from selfloop.workflows.executor.pools import Pool
+from selfloop.workflows.executor.pools import Pool, deaths, died
 from selfloop.workflows.run.node import Flow
 from selfloop.workflows.store.disk import is_full, unwritten
 
@@ -36,7 +35,6 @@ class TrainerGroup:
         self.options = options
         self.fake = fake
         self.loaded = ""
-        self.receipt: Mapping[str, str] = {}
         self.pool = Pool("trainer", 1, MEASURES, self.start)
 
     def start(self, _: int) -> Any:
@@ -67,6 +65,11 @@ class TrainerGroup:
         """End all ranks and start the group anew, e.g. because one of them died."""
         self.close()
         self.pool.replace(self.pool.replicas[0])
+
+    def mend(self) -> None:
+        """Start the group anew if one of its ranks is dead."""
+        if self.dead() is not None:
+            self.rebuild()
 
     def dead(self) -> RayError | None:
         """The error of a rank that is dead, if any is (asked when another rank lost its peer)."""

@@ -18,6 +18,7 @@ LOOK_SECONDS = 0.5
 GCS_SECONDS = (
     50.0  # without an answer of a cluster's head; a head may be started anew, and Ray itself waits for 60 s
 )
+DOOR_SECONDS = 5.0  # for one of its doors to open; a busy machine may take a moment
 NAMES = {"raylet": "the raylet of this machine", "gcs_server": "the head's store (GCS)"}
 
 
@@ -87,7 +88,7 @@ class RayWatch:
 def answers(family: int, address: Any) -> bool:
     """Whether something listens there."""
     with socket.socket(family) as door:
-        door.settimeout(5.0)
+        door.settimeout(DOOR_SECONDS)
         try:
             door.connect(address)
         except OSError:

@@ -17,6 +17,10 @@ from selfloop.workflows.store.parts import Part, Stored
 
 __all__ = ["Batch", "Flow", "make_flows"]
 
+UNCOMMITTED = (
+    32  # batches a node may be ahead of the disk before that holds it back: a part is of many batches
+)
+
 
 @dataclass
 class Batch:
@@ -162,7 +166,7 @@ class Flow:
         """Batches released or in flight that an active reader has not taken yet, or that wait for the writer."""
         readers = [flow for flow in self.followers(active) if not isinstance(flow.node.op, Concat)]
         unread = max((self.sent - flow.sent for flow in readers), default=0)
-        return max(unread, self.sent - len(self.stored) - 32)
+        return max(unread, self.sent - len(self.stored) - UNCOMMITTED)
 
 
 def make_flows(graph: Graph, job: Job) -> dict[str, Flow]:

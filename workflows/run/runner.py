@@ -43,7 +43,7 @@ class Runner:
             self.restore(flow)
             self.prepare(flow)
 
-    def model_made(self, label: str, receipt: dict[str, str]) -> None:
+    def model_made(self, label: str) -> None:
         """A train node has ended: its model is `label`."""
 
     def prepare(self, flow: Flow) -> None:
@@ -149,7 +149,7 @@ class Runner:
         """A model was made."""
         made = Place(work.out, work.state_out, dict(result.receipt), result.checksum)
         flow.in_flight -= 1
-        self.model_made(made_by(flow.node, self.graph).label, dict(result.receipt))
+        self.model_made(made_by(flow.node, self.graph).label)
         self.outcome.curves[flow.node.name] = result.curve
         self.commit_model(flow, made, {"steps": result.steps, "metrics": result.metrics})
         rows = int(result.metrics.get("examples", 0))

@@ -47,7 +47,9 @@ class Cluster:
 
     def calls(self, engines: Any, trainer: Any, patience: float) -> Calls:
         actors: Any = SimpleNamespace(
-            engines=engines, trainer=SimpleNamespace(pool=trainer, dead=lambda: self.dead), revive=self.revive
+            engines=engines,
+            trainer=SimpleNamespace(pool=trainer, dead=lambda: self.dead),
+            mender=SimpleNamespace(revive=self.revive),
         )
         return Calls(SimpleNamespace(folder=SimpleNamespace(event=lambda *_, **__: None)), actors, patience)  # type: ignore[arg-type]
 
