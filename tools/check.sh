@@ -8,7 +8,7 @@ step() { echo "== $1"; shift; "$@" || status=1; }
 # Type checkers see modules under their import path: a tree of links named selfloop/ (build/types).
 types() {
   rm -rf build/types && mkdir -p build/types/selfloop
-  cp -rs "$PWD"/workflows "$PWD"/actors "$PWD"/configs build/types/selfloop/
+  cp -rs "$PWD"/door/* "$PWD"/workflows "$PWD"/actors "$PWD"/configs build/types/selfloop/
   pyright --pythonpath "$(command -v python)" | sed "s#$PWD/build/types/selfloop/##"
 }
 

@@ -21,7 +21,7 @@ case "$STACK" in cpu | gpu) ;; *) fail "STACK is '$STACK', and must be cpu or gp
 key() {
   { echo "$STACK $PWD"
     cat pyproject.toml tools/setup.sh constraints/*.txt
-    find workflows actors configs -type f ! -name '*.pyc' | LC_ALL=C sort; } | sha256sum | cut -d' ' -f1
+    find door workflows actors configs -type f ! -name '*.pyc' | LC_ALL=C sort; } | sha256sum | cut -d' ' -f1
 }
 KEY=$(key)
 ready() { [ -x "$VENV/bin/selfloop" ] && [ "$(cat "$VENV/.selfloop-key" 2>/dev/null)" = "$KEY" ]; }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("actors", "configs", "workflows")
+FOLDERS = ("actors", "configs", "door", "workflows")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Names of files that hold other people's text word for word, or name what must not be in the others.
 QUOTES = {"LICENSE", "tests/unit/test_packaging.py"}
@@ -48,10 +48,9 @@ def texts() -> list[tuple[str, str]]:
 
 def test_the_package_list_is_the_list_of_folders() -> None:
     inits = (path for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py"))
-    folders = sorted(
-        "selfloop." + path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in inits
-    )
-    assert PROJECT["tool"]["setuptools"]["packages"] == folders
+    folders = (path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in inits)
+    packages = sorted("selfloop" if folder == "door" else f"selfloop.{folder}" for folder in folders)
+    assert PROJECT["tool"]["setuptools"]["packages"] == packages
 
 
 def test_every_folder_with_code_is_a_package() -> None:
@@ -71,7 +70,7 @@ def test_the_wheel_holds_only_selfloop_with_configs_and_pocket_base(tmp_path: Pa
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"selfloop"}
-    for needed in ("workflows/cli/commands.py", "configs/quickstart.yaml", "workflows/pocket/base/model.safetensors",
+    for needed in ("__init__.py", "names.py", "workflows/cli/commands.py", "configs/quickstart.yaml", "workflows/pocket/base/model.safetensors",
                    "workflows/pocket/base/chat_template.jinja", "actors/generate/generator.py"):  # fmt: skip
         assert f"selfloop/{needed}" in names
     configs = {path.name for path in (ROOT / "configs").glob("*.yaml")}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
-    path for folder in ("actors", "workflows", "configs") for path in (ROOT / folder).rglob("*.py")
+    path for folder in ("actors", "workflows", "configs", "door") for path in (ROOT / folder).rglob("*.py")
 )
 FUNCTION_P90 = 40
 FILE_P90 = 350

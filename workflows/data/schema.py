@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 Message = dict[str, str]
+"""One message: its `role` (system, user, assistant; plain: text that a base model goes on with) and `content`."""
+
 RowStatus = Literal["ok", "failed"]
 VerdictState = Literal["score", "abstain", "failed"]
 

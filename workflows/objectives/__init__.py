@@ -102,3 +102,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "more": MORE,
     "dmoerm": DMoERM,
 }
+"""Every objective by its slug."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Loss", "Normalizer", "Objective", "Term", "by_settings"]
 
 Batch = Mapping[str, "Tensor"]
+"""Columns by name: `VIEW.logprobs` (rows, tokens), nats, `VIEW.mask` beside it, and columns a row, (rows,)."""
+
 Normalizer = Literal["examples", "tokens", "sequence-then-examples"] | float
 """What a term is divided by, counted over the whole global batch (one optimizer step).
 

@@ -5,7 +5,7 @@ One of a user's own is `module:Class` in a config, or an entry point of an insta
 
 from __future__ import annotations
 
-from selfloop.workflows.flow.recipe import Recipe
+from selfloop import Recipe
 from selfloop.workflows.recipes.imitation.expert_iteration import ExpertIteration
 from selfloop.workflows.recipes.imitation.finetune import Finetune
 from selfloop.workflows.recipes.outside import find_in

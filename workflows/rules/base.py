@@ -16,7 +16,9 @@ __all__ = ["Pair", "Row", "Rule", "reads"]
 
 RuleFunction = TypeVar("RuleFunction", bound=Callable[..., Any])
 Row = Mapping[str, Any]
+"""One response: its columns by name (docs/reference.md)."""
 Pair = tuple[Any, Any] | tuple[Any, Any, dict[str, Any]]
+"""Chosen and rejected row, and what more columns their pair gets."""
 
 
 class Rule(BaseModel):

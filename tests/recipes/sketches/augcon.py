@@ -8,14 +8,18 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model, Stream
-from selfloop.workflows.flow.surgery import ScalarHead
-from selfloop.workflows.flow.verbs.play import Player
-from selfloop.workflows.judges.base import PromptJudge
-from selfloop.workflows.judges.prompts.frames import frame
-from selfloop.workflows.objectives import SFT, BradleyTerry
+from selfloop import (
+    SFT,
+    BradleyTerry,
+    Iteration,
+    Model,
+    Player,
+    PromptJudge,
+    Recipe,
+    ScalarHead,
+    Stream,
+    frame,
+)
 from tests.recipes.sketches.texts import Messages, own_prompt, task, unlike, user
 
 CONTEXT = {"context": pa.string()}

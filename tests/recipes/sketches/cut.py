@@ -7,12 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model
-from selfloop.workflows.judges.base import PromptJudge
-from selfloop.workflows.judges.prompts.frames import frame
-from selfloop.workflows.objectives import CUT as Unlikelihood
+from selfloop import CUT as Unlikelihood
+from selfloop import Iteration, Model, PromptJudge, Recipe, frame
 from tests.recipes.sketches.texts import Messages, task, user
 
 

@@ -7,14 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model
-from selfloop.workflows.flow.verbs.play import VERDICT, Player, graded
-from selfloop.workflows.judges.prompts.frames import frame
-from selfloop.workflows.objectives import DNO as Contrast
-from selfloop.workflows.rules.base import Rule
-from selfloop.workflows.rules.keep import scored_rows
+from selfloop import DNO as Contrast
+from selfloop import VERDICT, Iteration, Model, Player, Recipe, Rule, frame, graded, scored_rows
 from tests.recipes.sketches.texts import task, user
 
 

@@ -5,14 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model, Stream
-from selfloop.workflows.flow.verbs.play import Player, Said
-from selfloop.workflows.judges.prompts.frames import frame
-from selfloop.workflows.objectives import DPO, SFT
+from selfloop import DPO, SFT, Iteration, Model, Player, Recipe, Rule, Said, Stream, frame
 from selfloop.workflows.recipes.preference.spin import demonstration_against_sample
-from selfloop.workflows.rules.base import Rule
 from tests.recipes.sketches.texts import Messages, own_prompt, user
 
 

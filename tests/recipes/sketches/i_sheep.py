@@ -6,13 +6,7 @@ import random
 import re
 from typing import Any, ClassVar
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model, Stream
-from selfloop.workflows.judges.base import PromptJudge
-from selfloop.workflows.judges.prompts.frames import frame
-from selfloop.workflows.objectives import SFT
-from selfloop.workflows.rules.base import Rule
+from selfloop import SFT, Iteration, Model, PromptJudge, Recipe, Rule, Stream, frame
 from tests.recipes.sketches.texts import Messages, plain, task, unlike, user
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model
-from selfloop.workflows.objectives import MUSCLE as Distillation
-from selfloop.workflows.objectives import SFT
+from selfloop import MUSCLE as Distillation
+from selfloop import SFT, Iteration, Model, Recipe
 
 
 class Muscle(Recipe):

@@ -7,13 +7,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model, Stream
-from selfloop.workflows.flow.surgery import ScalarHead
-from selfloop.workflows.objectives import DPO, PPO, BradleyTerry, ValueLoss
+from selfloop import (
+    DPO,
+    PPO,
+    BradleyTerry,
+    Iteration,
+    Model,
+    Recipe,
+    ScalarHead,
+    Stream,
+    ValueLoss,
+    best_against_worst,
+)
 from selfloop.workflows.objectives.advantages import gae, token_rewards, whiten
-from selfloop.workflows.rules.pairs import best_against_worst
 
 TOKENS = {name: pa.list_(pa.float32()) for name in ("advantages", "returns")}
 

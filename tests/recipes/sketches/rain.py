@@ -9,11 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model
-from selfloop.workflows.flow.verbs.play import Player, Said
-from selfloop.workflows.judges.prompts.frames import frame
+from selfloop import Iteration, Model, Player, Recipe, Said, frame
 from tests.recipes.sketches.texts import task, user
 
 CHUNKS = (1, 2, 4, 10)  # tokens, by depth

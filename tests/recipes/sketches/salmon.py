@@ -9,13 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model, Stream
-from selfloop.workflows.flow.surgery import ScalarHead
-from selfloop.workflows.flow.verbs.play import Player
-from selfloop.workflows.judges.prompts.frames import frame
-from selfloop.workflows.objectives import PPO, BradleyTerry, ValueLoss
+from selfloop import PPO, BradleyTerry, Iteration, Model, Player, Recipe, ScalarHead, Stream, ValueLoss, frame
 from tests.recipes.sketches.texts import Messages, task, user
 
 PRINCIPLES = {"concise": "long", "honest": "false", "specific": "vague", "creative": "dull"}

@@ -8,10 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model, Stream
-from selfloop.workflows.objectives import SFT
+from selfloop import SFT, Iteration, Model, Recipe, Stream
 from tests.recipes.sketches.texts import Messages, own_prompt, plain, task, user
 
 PRINCIPLES = (

@@ -9,11 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model
-from selfloop.workflows.flow.verbs.play import Player
-from selfloop.workflows.judges.prompts.frames import frame
+from selfloop import Iteration, Model, Player, Recipe, frame
 from tests.recipes.sketches.texts import task, user
 
 COLUMNS = {"best": pa.string(), "tried": pa.string(), "wins": pa.int64()}

@@ -5,12 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model
-from selfloop.workflows.objectives import DPO
+from selfloop import DPO, Iteration, Model, Recipe, scored_rows
 from selfloop.workflows.pocket.roles import PocketPointJudge
-from selfloop.workflows.rules.keep import scored_rows
 
 
 class TemporalSelfRewarding(Recipe):

@@ -9,15 +9,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.flow.iteration import Iteration
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.stream import Model
-from selfloop.workflows.flow.surgery import ScalarHead
-from selfloop.workflows.flow.verbs.play import VERDICT, Player, Said, graded
-from selfloop.workflows.judges.base import Verifier
-from selfloop.workflows.objectives import BradleyTerry
-from selfloop.workflows.rules.base import Rule
-from selfloop.workflows.rules.keep import BestOfN
+from selfloop import (
+    VERDICT,
+    BestOfN,
+    BradleyTerry,
+    Iteration,
+    Model,
+    Player,
+    Recipe,
+    Rule,
+    Said,
+    ScalarHead,
+    Verifier,
+    graded,
+)
 
 
 class TreePLV(Recipe):

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.objectives.sft import SFT
-from selfloop.workflows.rules.keep import Correct
-
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.iteration import Iteration
-    from selfloop.workflows.flow.stream import Model
+from selfloop import SFT, Correct, Iteration, Model, Recipe
 
 __all__ = ["ExpertIteration"]
 

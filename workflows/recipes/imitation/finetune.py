@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.objectives import OBJECTIVES, Objective
+from selfloop import OBJECTIVES, Iteration, Model, Objective, Recipe
 from selfloop.workflows.objectives.heldout import OwnMetrics
 from selfloop.workflows.recipes.imitation.given import given_rows, served
-
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.iteration import Iteration
-    from selfloop.workflows.flow.stream import Model
 
 __all__ = ["SERVED", "Finetune"]
 

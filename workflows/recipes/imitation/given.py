@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from selfloop.workflows.data.schema import MESSAGES, Message
-from selfloop.workflows.errors import RecipeError
-from selfloop.workflows.objectives.base import Objective
-from selfloop.workflows.rules.base import Pair, Row
-
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.iteration import Iteration
-    from selfloop.workflows.flow.stream import Stream
+from selfloop import MESSAGES, Iteration, Message, Objective, Pair, RecipeError, Row, Stream
 
 __all__ = ["given_rows", "mismatched", "served"]
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from selfloop.workflows.flow.recipe import Recipe
+from selfloop import Iteration, Model, MostAgainstLeast, Recipe, ScPO
 from selfloop.workflows.judges.votes import VoteShare
-from selfloop.workflows.objectives.dpo import ScPO
 from selfloop.workflows.recipes.preference.per_iteration import Shares, of_iteration
-from selfloop.workflows.rules.pairs import MostAgainstLeast
-
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.iteration import Iteration
-    from selfloop.workflows.flow.stream import Model
 
 __all__ = ["SelfConsistency"]
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from selfloop.workflows.flow.recipe import Recipe
+from selfloop import DPO, Iteration, Model, PromptJudge, Recipe, best_against_worst
 from selfloop.workflows.judges.prompts.rubric import AdditiveRubric
-from selfloop.workflows.objectives.dpo import DPO
-from selfloop.workflows.rules.pairs import best_against_worst
-
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.iteration import Iteration
-    from selfloop.workflows.flow.stream import Model
-    from selfloop.workflows.judges.base import PromptJudge
 
 __all__ = ["SelfRewarding"]
 

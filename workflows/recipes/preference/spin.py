@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.objectives.dpo import SPIN
+from selfloop import SPIN, Iteration, Model, Pair, Recipe, Row
 from selfloop.workflows.recipes.preference.per_iteration import Positives, of_iteration
-from selfloop.workflows.rules.base import Pair, Row
-
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.iteration import Iteration
-    from selfloop.workflows.flow.stream import Model
 
 __all__ = ["SelfPlay", "demonstration_against_sample"]
 

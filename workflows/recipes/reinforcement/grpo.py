@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.objectives.policy_gradient import GRPO
-from selfloop.workflows.rules.groups import Advantages, Groups, Rewards, Truncated
-
-if TYPE_CHECKING:
-    from selfloop.workflows.flow.iteration import Iteration
-    from selfloop.workflows.flow.stream import Model, Stream
+from selfloop import GRPO, Advantages, Groups, Iteration, Model, Recipe, Rewards, Stream, Truncated
 
 __all__ = ["VARIANTS", "GroupRelative"]
 

@@ -67,19 +67,18 @@ A base model may never write the end token at first: see `cut_share`, and what t
 
 JUDGES = """## Judges of your own
 
-A model judges by a `PromptJudge` (`workflows/judges/base.py`): `messages(row)` is what it is asked, `parse(text)` reads a reply.
+A model judges by a `PromptJudge`: `messages(row)` is what it is asked, `parse(text)` reads a reply.
 Put every text that somebody else wrote, prompt, response and reference, into `frame`: its tags carry a token that stands in none
 of the texts, so no response can close its frame and go on as the judge's instructions ([security.md](security.md)). Ask for the
 verdict at the end, and read the last one: judges quote what they judge.
 
 ```python
-from selfloop.workflows.judges.base import PromptJudge
-from selfloop.workflows.judges.prompts.frames import conversation, frame
+from selfloop import PromptJudge, conversation, frame
 
 class Polite(PromptJudge):
     def messages(self, row):
         texts = frame(conversation=conversation(row["prompt"]), response=row["response"])
-        return [{"role": "user", "content": f"Is the response polite?\n\n{texts}\n\nEnd with the word yes or no."}]
+        return [{"role": "user", "content": f"Is the response polite?\\n\\n{texts}\\n\\nEnd with the word yes or no."}]
 
     def parse(self, text):
         return {"yes": 1.0, "no": 0.0}.get((text.split() or [""])[-1].strip(".*").lower())
