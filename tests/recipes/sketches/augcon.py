@@ -103,11 +103,8 @@ async def cripple(player: Player, rows: list[Any], rng: random.Random) -> list[d
 
 
 def good_against_crippled(rows: list[Any], rng: random.Random) -> list[tuple[Any, Any]]:
-    return [
-        (one, two)
-        for one, two in zip(rows[::2], rows[1::2], strict=True)
-        if one["response"] != two["response"]
-    ]
+    both = zip(rows[::2], rows[1::2], strict=True)
+    return [(one, two) for one, two in both if one["response"] != two["response"]]
 
 
 def as_prompt(row: Any, examples: list[Any], rng: random.Random) -> dict[str, Any]:
