@@ -21,8 +21,13 @@ ROOT = Path(__file__).parents[2]
 BESIDE = ("judges", "objectives", "pocket", "recipes", "synthesis", "decoding")
 PAGES = sorted(
     path
-    for folder in ("workflows/recipes", "workflows/synthesis", "workflows/decoding", "tests/recipes/sketches")
-    for path in (ROOT / folder).rglob("*.py")
+    for pages in (
+        "workflows/recipes/*/*.py",
+        "workflows/synthesis/*.py",
+        "workflows/decoding/*.py",
+        "tests/recipes/sketches/*.py",
+    )
+    for path in ROOT.glob(pages)
 )
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 
