@@ -98,7 +98,7 @@ def try_graph(setup: Setup) -> Iterator[Tried]:
                 rows = setup.sources[node.op.source].slice(0, PROMPTS)
                 replies.learn(rows)
                 tables[node.name] = rows.select([name for name in rows.column_names if name in node.op.has])
-        elif node.op is not None and all(name in tables for name in node.inputs):
+        elif node.op is not None and not node.given and all(name in tables for name in node.inputs):
             tried.node = node.name
             yield tried
             table = Attempt(node, node.op, setup, replies, tried).run([tables[name] for name in node.inputs])

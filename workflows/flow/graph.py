@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from selfloop.workflows.flow.verbs.base import Op
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved
 from selfloop.workflows.objectives.base import Objective
 from selfloop.workflows.store.keys import identity
 
@@ -86,6 +86,16 @@ class Node:
         return (self.training.start, *more, *(model for _, model in self.training.frozen))
 
     @property
+    def saved(self) -> Saved | None:
+        """The rows of an earlier iteration that it reads, if it begins with such."""
+        return self.op if isinstance(self.op, Saved) else None
+
+    @property
+    def given(self) -> bool:
+        """Whether its rows are there before the iteration begins: it computes and stores none."""
+        return self.op is not None and self.op.place == "driver"
+
+    @property
     def settings(self) -> dict[str, Any]:
         if self.training:
             return self.training.settings
@@ -114,6 +124,3 @@ class Graph:
     def with_op(self, name: str, op: Op, columns: frozenset[str]) -> None:
         """Replace a node's op, e.g. a source that shall not carry answers."""
         self.nodes[name] = replace(self.nodes[name], op=op, columns=columns)
-
-    def sources(self) -> list[tuple[Node, Source]]:
-        return [(node, node.op) for node in self if isinstance(node.op, Source)]

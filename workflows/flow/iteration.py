@@ -10,7 +10,7 @@ from selfloop.workflows.flow.graph import ModelRef
 from selfloop.workflows.flow.stream import Builder, Model, Stream
 from selfloop.workflows.flow.verbs.base import PROMPT_COLUMNS
 from selfloop.workflows.flow.verbs.grow import Accept, Gate, Pool
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved, Source
 from selfloop.workflows.judges.base import Verifier
 
 __all__ = ["Iteration", "SourceInfo"]
@@ -105,7 +105,7 @@ class Iteration:
             raise InputError(
                 f"the recipe reads saved({saved!r}), and no earlier iteration saves it; add .save({saved!r})"
             )
-        parts = [self.builder.stream(Source(f"@{k}/{saved}", has=columns), (), f"{saved}@{k}") for k in found]
+        parts = [self.builder.stream(Saved(k, saved, columns), (), f"{saved}@{k}") for k in found]
         return parts[0].concat(*parts[1:]) if len(parts) > 1 else parts[0]
 
     def data(self, source: str, *, take: int | None = None, name: str | None = None) -> Stream:

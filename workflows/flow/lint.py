@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.plan import Planner
-from selfloop.workflows.flow.provenance import kept_rows, made_before
+from selfloop.workflows.flow.provenance import made_before
 from selfloop.workflows.flow.verbs.base import Op
 from selfloop.workflows.flow.verbs.grow import Gate
 from selfloop.workflows.flow.verbs.join import Concat, Merge, Save
 from selfloop.workflows.flow.verbs.judge import JudgeOp
 from selfloop.workflows.flow.verbs.measure import Measure
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved, Source
 from selfloop.workflows.flow.verbs.whole import Summary
 from selfloop.workflows.judges.verifiers import FunctionVerifier
 from selfloop.workflows.objectives.columns import needed_columns
@@ -81,7 +81,7 @@ def way_of(op: Op) -> str:
 def way_to(graph: Graph, source: str, column: str) -> str:
     """How a node's rows get a column that they lack."""
     op = graph.nodes[source].op
-    if isinstance(op, Source) and op.source not in ("prompts", "heldout") and not op.source.startswith("@"):
+    if isinstance(op, Source) and op.source not in ("prompts", "heldout"):
         return f"Map a column of the data to it: data.{op.source}.columns.{column}=<column>"
     return "Put the verb that adds it in between"
 
@@ -189,7 +189,7 @@ def unread(graph: Graph, node: Node) -> Iterator[str]:
 
 def folders(graph: Graph, node: Node) -> Iterator[str]:
     """Rows that would lie in the folder of a role's checkpoint, which is made anew when that is written."""
-    if isinstance(node.op, Source) or any(model.node == node.name for model in graph.outputs.values()):
+    if node.given or any(model.node == node.name for model in graph.outputs.values()):
         return  # they write no rows, and no folder of their own
     taken = set(graph.outputs)
     if node.training is None:
@@ -228,9 +228,9 @@ def cutters(graph: Graph, name: str) -> list[Node]:
 
 def cut(node: Node, graph_of: GraphOf | None) -> object:
     """What two cutters of the same batches have in common: themselves, or the rows that sources take."""
-    if not isinstance(node.op, Source):
+    if not isinstance(node.op, Source | Saved):
         return node.name
-    kept = kept_rows(node)
-    if kept is not None and graph_of is not None and kept[1] in (earlier := graph_of(kept[0])).nodes:
-        return kept[0], [cut(one, None) for one in cutters(earlier, kept[1])]
-    return node.op.source, node.op.start, node.op.count
+    kept = node.saved
+    if kept is not None and graph_of is not None and kept.node in (earlier := graph_of(kept.iteration)).nodes:
+        return kept.iteration, [cut(one, None) for one in cutters(earlier, kept.node)]
+    return node.op.taken

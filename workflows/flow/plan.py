@@ -18,7 +18,7 @@ from selfloop.workflows.flow.stream import Builder, Model, Stream
 from selfloop.workflows.flow.verbs.base import Op
 from selfloop.workflows.flow.verbs.join import Save
 from selfloop.workflows.flow.verbs.judge import JudgeOp
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved
 from selfloop.workflows.flow.verbs.whole import Summary
 from selfloop.workflows.judges.answers import Extract
 from selfloop.workflows.judges.base import Figure, Verifier
@@ -126,7 +126,7 @@ class Planner:
     @staticmethod
     def stored(it: Iteration, iteration: int, node: str, like: Stream) -> Stream:
         """The committed rows of a node of an earlier iteration."""
-        return it.builder.stream(Source(f"@{iteration}/{node}", has=like.columns), (), f"{node}-before")
+        return it.builder.stream(Saved(iteration, node, like.columns), (), f"{node}-before")
 
 
 def written(recipe: Recipe, it: Iteration) -> Model | dict[str, Model]:

@@ -18,9 +18,8 @@ from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.verbs.play import Play
 from selfloop.workflows.flow.verbs.sample import Demonstrate, Sample
-from selfloop.workflows.flow.verbs.source import Source
 
-__all__ = ["Writer", "Writers", "kept_rows", "made_before", "refuse_strangers", "writers_of"]
+__all__ = ["Writer", "Writers", "made_before", "refuse_strangers", "writers_of"]
 
 NAMES = ("prompt_id", "sample", "chosen_sample", "rejected_sample")
 SHOWN = 6
@@ -59,9 +58,8 @@ def writers_of(graph: Graph, node: str, graph_of: Callable[[int], Graph]) -> fro
             continue
         seen.add((where.iteration, first))
         for held in before(where, first):
-            kept = kept_rows(held)
-            if kept is not None:
-                waiting.append((graph_of(kept[0]), kept[1]))
+            if held.saved is not None:
+                waiting.append((graph_of(held.saved.iteration), held.saved.node))
             elif isinstance(held.op, Demonstrate):
                 found.add(Writer(held.name, held.op.source, None))
             elif isinstance(held.op, Sample | Play) and held.model is not None:
@@ -71,9 +69,7 @@ def writers_of(graph: Graph, node: str, graph_of: Callable[[int], Graph]) -> fro
 
 def made_before(graph: Graph, node: str) -> bool:
     """Whether this node or one before it makes responses, or reads rows of an earlier iteration."""
-    return any(
-        isinstance(held.op, Demonstrate | Sample | Play) or kept_rows(held) for held in before(graph, node)
-    )
+    return any(isinstance(held.op, Demonstrate | Sample | Play) or held.saved for held in before(graph, node))
 
 
 def before(graph: Graph, node: str) -> Iterator[Node]:
@@ -85,14 +81,6 @@ def before(graph: Graph, node: str) -> Iterator[Node]:
             seen.add(name)
             yield graph.nodes[name]
             waiting += graph.nodes[name].inputs
-
-
-def kept_rows(node: Node) -> tuple[int, str] | None:
-    """(iteration, node) whose committed rows a source reads."""
-    if not isinstance(node.op, Source) or not node.op.source.startswith("@"):
-        return None
-    iteration, name = node.op.source[1:].split("/", 1)
-    return int(iteration), name
 
 
 def refuse_strangers(table: pa.Table, writers: Writers) -> None:

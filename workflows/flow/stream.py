@@ -22,7 +22,7 @@ from selfloop.workflows.flow.verbs.measure import Measure, Measured
 from selfloop.workflows.flow.verbs.play import Play, Program
 from selfloop.workflows.flow.verbs.rules import Keep, Map, Pair, Score
 from selfloop.workflows.flow.verbs.sample import Demonstrate, Sample
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved, Source
 from selfloop.workflows.flow.verbs.whole import Gather, Summary
 from selfloop.workflows.judges.base import Judge, PromptJudge
 from selfloop.workflows.objectives.base import Objective
@@ -91,7 +91,7 @@ class Stream:
                     name: str | None = None) -> Stream:  # fmt: skip
         """The text in a column as a response of the stream's source. tokens: whose tokenizer and chat template."""
         node = self.builder.graph.nodes[self.node]
-        while not isinstance(node.op, Source):
+        while not isinstance(node.op, Source | Saved):
             node = self.builder.graph.nodes[node.inputs[0]]
         return self.add(Demonstrate(column, node.op.source, max_tokens), name=name, model=tokens)
 

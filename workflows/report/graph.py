@@ -71,8 +71,10 @@ def estimate(graph: Graph, setup: Setup) -> dict[str, int]:
     rows: dict[str, int] = {}
     for node in graph:
         if isinstance(node.op, Source):
-            known = 0 if node.op.source.startswith("@") else setup.sources[node.op.source].num_rows
+            known = setup.sources[node.op.source].num_rows
             rows[node.name] = min(known, node.op.count) if node.op.count else known
+        elif node.given:
+            rows[node.name] = 0  # of an earlier iteration: none is known yet
         elif node.training is None:
             many = node.op.n if isinstance(node.op, Sample) else 1
             read = node.inputs[:1] if isinstance(node.op, Gate | Pool) else node.inputs

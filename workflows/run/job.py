@@ -14,7 +14,7 @@ from selfloop.workflows.errors import FailedRowsError
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.provenance import Writers, writers_of
 from selfloop.workflows.flow.verbs.base import Context
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved, Source
 from selfloop.workflows.models.codec import ENCODING
 from selfloop.workflows.run.models import Models
 from selfloop.workflows.run.setup import Setup
@@ -104,7 +104,7 @@ class Job:
             run |= {"before": list(made[:-1])} if len(made) > 1 else {}
         if node.models:
             run["encoding"] = ENCODING
-        if isinstance(node.op, Source):
+        if isinstance(node.op, Source | Saved):
             run["rows"] = self.sources.hash(node.op)
         if node.training and self.span:
             # one that was trained already keeps what it was trained with, also when the run was extended since

@@ -11,7 +11,7 @@ from selfloop.workflows.data.batches import Meta, total
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.verbs.grow import Gate
 from selfloop.workflows.flow.verbs.join import Concat
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved, Source
 from selfloop.workflows.run.job import Job
 from selfloop.workflows.store.parts import Part, Stored
 
@@ -180,7 +180,7 @@ def make_flows(graph: Graph, job: Job) -> dict[str, Flow]:
     sizes = batch_sizes(graph, job)
     for name, flow in flows.items():
         flow.batch_size = sizes[name]
-        if isinstance(flow.node.op, Source):
+        if isinstance(flow.node.op, Source | Saved):
             flow.fixed = list(job.sources.batches(flow.node.op, flow.batch_size))
             flow.complete = True
         elif flow.node.training is None:
@@ -202,8 +202,8 @@ def batch_sizes(graph: Graph, job: Job) -> dict[str, int]:
 
     for node in graph:
         same: list[Any] = list(node.inputs[:1] if getattr(node.op, "beside", False) else node.inputs)
-        if isinstance(node.op, Source):
-            same = [(node.op.source, node.op.start, node.op.count)]
+        if isinstance(node.op, Source | Saved):
+            same = [node.op.taken]
         elif node.training is not None or (node.op is not None and node.op.barrier):
             same = same[:1] if isinstance(node.op, Gate) else []
         for other in same:

@@ -157,7 +157,7 @@ def judged_sources(graph: Graph) -> list[tuple[str, AnswerVerifier]]:
     """Each source whose rows are compared with gold answers, and by what."""
 
     def above(node: Node) -> Iterator[str]:
-        if isinstance(node.op, Source) and not node.op.source.startswith("@"):
+        if isinstance(node.op, Source):
             yield node.op.source
         for name in node.inputs:
             yield from above(graph.nodes[name])

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.verbs.source import Source
 from selfloop.workflows.run.job import Job
 from selfloop.workflows.run.node import Flow
 from selfloop.workflows.store.checkpoint import Place
@@ -18,7 +17,7 @@ __all__ = ["take_node"]
 
 def take_node(job: Job, graph: Graph, flow: Flow) -> bool:
     """Commit the node with the rows or the model that the run `job.reuse` has for it; False if it has none."""
-    if job.reuse is None or isinstance(flow.node.op, Source) or flow.stored:
+    if job.reuse is None or flow.node.given or flow.stored:
         return False
     name = flow.node.name
     entry = job.reuse.manifest(graph.iteration)["nodes"].get(name)

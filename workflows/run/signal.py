@@ -17,7 +17,6 @@ from selfloop.workflows.flow.verbs.grow import Pool
 from selfloop.workflows.flow.verbs.join import Concat, Save
 from selfloop.workflows.flow.verbs.play import Play
 from selfloop.workflows.flow.verbs.sample import Sample
-from selfloop.workflows.flow.verbs.source import Source
 from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.parts import Rows, read_columns
 
@@ -104,7 +103,7 @@ def own_streams(graph: Graph, name: str) -> Iterator[str]:
     if isinstance(node.op, Concat | Save):
         for given in node.inputs:
             yield from own_streams(graph, given)
-    elif not isinstance(node.op, Source):
+    elif not node.given:
         yield name
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import StoreError
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved, Source
 from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.parts import Stored
 
@@ -51,11 +51,10 @@ class Sources:
         _, first = np.unique(taken, return_index=True)
         return taken[np.sort(first)]
 
-    def batches(self, source: Source, batch_size: int) -> Sequence[pa.Table | Stored]:
+    def batches(self, source: Source | Saved, batch_size: int) -> Sequence[pa.Table | Stored]:
         """The batches of a source node: slices of its rows, or the committed batches of an earlier node."""
-        if source.source.startswith("@"):
-            iteration, node = source.source[1:].split("/", 1)
-            return self.saved(int(iteration), node)
+        if isinstance(source, Saved):
+            return self.saved(source.iteration, source.node)
         table = self.rows(source).combine_chunks()
         return [table.slice(start, batch_size) for start in range(0, table.num_rows, batch_size)]
 
@@ -71,10 +70,9 @@ class Sources:
             )
         return found
 
-    def hash(self, source: Source) -> str:
+    def hash(self, source: Source | Saved) -> str:
         """What a source's rows are made of: its table, or the content key of the earlier node that it reads."""
-        if source.source.startswith("@"):
-            iteration, node = source.source[1:].split("/", 1)
-            return self.folder.manifest(int(iteration))["nodes"].get(node, {}).get("key", "")
+        if isinstance(source, Saved):
+            return self.folder.manifest(source.iteration)["nodes"].get(source.node, {}).get("key", "")
         hashes = self.hashes[source.source]
         return " ".join(f"{name} {hashes[name]}" for name in sorted(source.has) if name in hashes)

@@ -132,7 +132,8 @@ def test_evaluation_comes_before_the_first_and_after_every_iteration() -> None:
     planner = Setup(fake_config(iterations=5, evaluation={"every": 2, "bootstrap": 100})).planner
     evaluated = [index for index in range(6) if "evaluation" in planner.graph(index).nodes]
     assert evaluated == [0, 2, 4, 5]
-    assert planner.graph(5).nodes["heldout-greedy-before"].op.source == "@4/heldout-greedy"  # type: ignore[union-attr]
+    saved = planner.graph(5).nodes["heldout-greedy-before"].saved
+    assert saved is not None and (saved.iteration, saved.node) == (4, "heldout-greedy")
 
 
 def test_check_prints_the_graph_as_text_and_mermaid() -> None:

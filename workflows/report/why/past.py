@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node
-from selfloop.workflows.flow.provenance import kept_rows
 from selfloop.workflows.flow.verbs.join import Concat, Save
 from selfloop.workflows.run.models import carried
 from selfloop.workflows.run.setup import Setup
@@ -100,9 +99,8 @@ class Past:
     def origins(self, index: int, node: str) -> list[tuple[int, str]]:
         """The nodes that made a node's rows, as (iteration, name): through joins and kept streams, over iterations."""
         held = self.graph(index).nodes[node]
-        kept = kept_rows(held)
-        if kept is not None:
-            return self.origins(*kept)
+        if held.saved is not None:
+            return self.origins(held.saved.iteration, held.saved.node)
         if isinstance(held.op, Concat | Save):
             return [origin for name in held.inputs for origin in self.origins(index, name)]
         return [(index, node)]

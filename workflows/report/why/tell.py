@@ -15,7 +15,7 @@ from selfloop.workflows.flow.verbs.measure import Measure
 from selfloop.workflows.flow.verbs.play import Play
 from selfloop.workflows.flow.verbs.rules import Keep, Map, Pair, Score
 from selfloop.workflows.flow.verbs.sample import Demonstrate, Sample
-from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.flow.verbs.source import Saved, Source
 from selfloop.workflows.flow.verbs.whole import Gather
 from selfloop.workflows.judges.base import PromptJudge
 from selfloop.workflows.report.text import clean
@@ -42,7 +42,7 @@ def tell(page: Page, past: Past, step: Step, full: bool) -> None:
         page.put("", f"taken over from the run {entry['reused']}")
     for line in lines[1:]:
         page.put("", line)
-    if not isinstance(node.op, Source) and node.verb != "summary":
+    if not node.given and node.verb != "summary":
         tell_rows(page, past, step, full)
     if step.opened:
         names = list(dict.fromkeys(row["prompt_id"] for row in step.opened))
@@ -57,13 +57,15 @@ def tell(page: Page, past: Past, step: Step, full: bool) -> None:
 def tell_source(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
     op = step.node.op
     assert isinstance(op, Source)
-    if op.source.startswith("@"):
-        iteration, name = op.source[1:].split("/", 1)
-        yield f"{counted(step.rows)} of {name!r} of iteration {iteration}, read again"
-        return
     spec = past.setup.config.data.get(op.source, past.setup.config.prompts)
     where = spec.heldout_source or spec.source if op.source == "heldout" else spec.source
     yield f"a prompt of the source {op.source!r} ({where})"
+
+
+def tell_saved(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
+    op = step.node.op
+    assert isinstance(op, Saved)
+    yield f"{counted(step.rows)} of {op.node!r} of iteration {op.iteration}, read again"
 
 
 def tell_sample(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
@@ -138,6 +140,7 @@ def tell_other(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
 
 TELLERS: dict[type[Any] | None, Callable[[Page, Past, Step, bool], Iterator[str]]] = {
     Source: tell_source,
+    Saved: tell_saved,
     Sample: tell_sample,
     Demonstrate: tell_demonstration,
     JudgeBy: tell_judge,

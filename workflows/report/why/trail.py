@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Node
-from selfloop.workflows.flow.provenance import kept_rows
 from selfloop.workflows.flow.verbs.grow import Gate, Pool
 from selfloop.workflows.flow.verbs.play import Play
 from selfloop.workflows.flow.verbs.rules import Pair
@@ -23,6 +22,7 @@ SHORTEST = 6
 MANY = 12
 MAKERS = (Sample, Demonstrate, Play)
 NEW_PROMPTS = ("map", "gather", "play")
+Held = dict[tuple[int, str], list[Row]]  # (iteration, node) -> rows
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def prompts_of(past: Past, index: int) -> set[str]:
     graph, found, old = past.graph(index), set[str](), set[str]()
     carried: set[str] = set()
     for node in graph:
-        kept = kept_rows(node)
+        kept = node.saved
         inputs = row_inputs(node)
         if kept is not None:
-            old |= past.prompt_ids(*kept)
+            old |= past.prompt_ids(kept.iteration, kept.node)
         if kept is not None or any(name in carried for name in inputs):
             carried.add(node.name)
-        first = any(isinstance(graph.nodes[name].op, Source) for name in inputs)
+        first = any(graph.nodes[name].given for name in inputs)
         if isinstance(node.op, MAKERS) or (first and node.name not in carried):
             found |= past.prompt_ids(index, node.name)
         elif node.verb in NEW_PROMPTS:
@@ -129,7 +129,7 @@ def row_inputs(node: Node) -> tuple[str, ...]:
 def follow(past: Past, ask: Ask) -> list[Step]:
     """Every node that the asked rows came to, in the order of the graphs, from their own iteration to the last one."""
     steps: list[Step] = []
-    held: dict[str, list[Row]] = {}  # "@iteration/node" -> rows
+    held: Held = {}
     for index in past.iterations:
         if ask.iteration is None or index < ask.iteration:
             continue
@@ -139,7 +139,7 @@ def follow(past: Past, ask: Ask) -> list[Step]:
             if step is not None and (step.rows or step.before):
                 steps.append(step)
                 if step.rows:
-                    seen[node.name], held[f"@{index}/{node.name}"] = step, step.rows
+                    seen[node.name], held[index, node.name] = step, step.rows
     narrowed = ask.node is not None or ask.sample is not None
     if narrowed and not any(step.origin for step in steps):
         made = ", ".join(samples_of(past, ask)) or "no node"
@@ -157,11 +157,9 @@ def samples_of(past: Past, ask: Ask) -> list[str]:
     ]
 
 
-def step_of(
-    past: Past, ask: Ask, index: int, node: Node, seen: dict[str, Step], held: dict[str, list[Row]]
-) -> Step | None:
+def step_of(past: Past, ask: Ask, index: int, node: Node, seen: dict[str, Step], held: Held) -> Step | None:
     """What became of the rows at one node; None if they did not come there."""
-    if isinstance(node.op, Source):
+    if node.given:
         rows = source_rows(past, ask, index, node, held)
         answered = any({"response_ids", "chosen_ids"} & set(row) for row in rows)
         return Step(index, node, [], rows, rows, [], True, answered=answered) if rows else None
@@ -186,17 +184,17 @@ def step_of(
     return Step(index, node, before, rows, group, opened, entry is not None, origin, answered or origin)
 
 
-def source_rows(past: Past, ask: Ask, index: int, node: Node, held: dict[str, list[Row]]) -> list[Row]:
+def source_rows(past: Past, ask: Ask, index: int, node: Node, held: Held) -> list[Row]:
     """The prompt in a source of the asked iteration, or rows that an earlier iteration kept and that are followed. Of a whole
     prompt group all kept rows are, of one sample only kept prompts."""
-    assert isinstance(node.op, Source)
-    kept = kept_rows(node)
+    kept = node.saved
     if index != ask.iteration:
-        return held.get(node.op.source, [])
+        return held.get((kept.iteration, kept.node), []) if kept else []
     if kept is not None:
-        rows, _ = past.group(*kept, ask.prompt)
+        rows, _ = past.group(kept.iteration, kept.node, ask.prompt)
         whole = ask.sample is None and ask.node is None
         return [row for row in rows if whole or not {"response_ids", "chosen_ids"} & set(row)]
+    assert isinstance(node.op, Source)
     table = past.sources.rows(node.op)
     place = pc.index(table["prompt_id"], ask.prompt).as_py()
     return table.slice(place, 1).to_pylist() if place >= 0 else []
