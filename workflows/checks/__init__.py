@@ -20,6 +20,7 @@ from selfloop.workflows.checks.trial import Tried, try_code
 from selfloop.workflows.config import Config, Draft
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.store.folder import RunFolder
+from selfloop.workflows.store.modules import changed_modules
 
 __all__ = ["Findings", "inspect", "problems"]
 
@@ -79,6 +80,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
             found.problems += check_space(config, run_dir, found.parameters)
         if whole and not blocked:
             found.notes += told_changes(config, run_dir)
+            found.notes += changed_modules(RunFolder(run_dir), config.model_dump(mode="json"))
     found.problems, found.notes = list(dict.fromkeys(found.problems)), list(dict.fromkeys(found.notes))
     return found
 

@@ -287,11 +287,17 @@ def run_folder(config: str, run_dir: Path | None) -> Path:
 
 
 def go_to_start(run: str) -> str:
-    """The run's folder, after changing to the folder that it was started in."""
+    """The run's folder, after changing to the folder that it was started in; its own modules are found from there, or in the
+    copy that it keeps."""
     from selfloop.workflows.store.folder import RunFolder
+    from selfloop.workflows.store.modules import reach_modules
 
     folder = Path(run).expanduser().absolute()
     place = RunFolder(folder).started_in()
+    if place is not None and place.is_dir():
+        os.chdir(place)
+    for note in reach_modules(RunFolder(folder)):
+        say(f"Note: {note}.")
     if place is None:
         return run
     if not place.is_dir():
@@ -300,7 +306,6 @@ def go_to_start(run: str) -> str:
             f"looked for from {Path.cwd()} instead."
         )
         return run
-    os.chdir(place)
     return str(folder)
 
 

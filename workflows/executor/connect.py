@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -25,10 +28,24 @@ def joins() -> bool:
     return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
-def connect(config: Config, device: str | None = None) -> tuple[int, str]:
+def reaching(code: Path | None) -> dict[str, Any] | None:
+    """The runtime environment of workers that find the run's copy of the user's modules, behind the working folder as long as
+    the driver does; None where there is no copy."""
+    if code is None or not code.is_dir():
+        return None
+    place, first = str(code), str(code) in sys.path
+
+    def reach() -> None:  # by value: a worker may not know this module yet
+        sys.path.insert(0 if first else len(sys.path), place)
+
+    return {"worker_process_setup_hook": reach}
+
+
+def connect(config: Config, device: str | None = None, code: Path | None = None) -> tuple[int, str]:
     """Join the cluster that RAY_ADDRESS or a job names, else start Ray here. (GPUs to use, the dashboard's address)
 
-    device: what the run began on, and stays on. Raises InputError where that, or what the config asks for, is not there.
+    device: what the run began on, and stays on. code: the run's copy of the user's modules. Raises InputError where the device,
+    or what the config asks for, is not there.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -39,7 +56,10 @@ def connect(config: Config, device: str | None = None) -> tuple[int, str]:
         terminated = signal.getsignal(signal.SIGTERM)
         try:
             started = ray.init(
-                address="auto" if joined else "local", log_to_driver=False, logging_level=logging.ERROR
+                address="auto" if joined else "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=reaching(code),
             )
         except Exception as error:  # Ray raises plain ones, too
             what = "join the cluster that RAY_ADDRESS names" if joined else "start Ray on this machine"

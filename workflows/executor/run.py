@@ -30,6 +30,7 @@ from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.store.environment import environment
 from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.metrics import read_metrics
+from selfloop.workflows.store.modules import code_of, keep_modules
 
 __all__ = ["ray_runtime", "run"]
 
@@ -43,7 +44,7 @@ def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Generator[
     config = setup.config
     started = not ray.is_initialized()
     with console.doing("Ray starts"):
-        gpus, url = connect(config, folder.record().get("resolved", {}).get("device"))
+        gpus, url = connect(config, folder.record().get("resolved", {}).get("device"), code_of(folder))
     actors: Actors | None = None
     watch = RayWatch(here=started and not joins())
     try:
@@ -135,6 +136,7 @@ def run(
 
 def run_over_ray(setup: Setup, folder: RunFolder, console: Console) -> list[dict[str, Any]]:
     take_data(setup, folder)
+    keep_modules(folder, setup.config.model_dump(mode="json"))
     with ray_runtime(setup, folder, console) as (runtime, job):
         history = loop(setup, folder, runtime, job, console, Trackers(folder.path, setup.config))
     console.done(folder.path)

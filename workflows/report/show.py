@@ -13,10 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfloop.workflows.errors import InputError
 from selfloop.workflows.report import curve
 from selfloop.workflows.report.text import clean
 from selfloop.workflows.store.failures import first_failure
+from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.metrics import read_metrics
+from selfloop.workflows.store.modules import reach_modules
 from selfloop.workflows.store.reading import iterations_of, list_nodes, open_run
 
 __all__ = ["NodeCount", "count_node", "show"]
@@ -125,7 +128,7 @@ def show(run: str | Path, width: int = WIDTH) -> str:
     metrics = read_metrics(folder)
     last = max(iterations_of(folder), default=None)
     blocks = [list(head_lines(folder, config, metrics)), list(curve_lines(metrics, width))]
-    blocks.append(list(signal_lines(config, metrics)))
+    blocks.append(list(signal_lines(folder, config, metrics)))
     if last is not None:
         nodes = list_nodes(folder, last)
         blocks += [list(node_lines(last, nodes, width)), list(example_lines(last, nodes, width))]
@@ -166,12 +169,12 @@ def curve_lines(metrics: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
         yield f"{line}  {drawn}".rstrip()
 
 
-def signal_lines(config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> Iterator[str]:
+def signal_lines(folder: Path, config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What each iteration had to learn from."""
     known = [row for row in metrics if "made_rows" in row or row.get("idle")]
     if not known:
         return
-    yield f"What was learned from (cut answers: {cut_answers(config)})"
+    yield f"What was learned from (cut answers: {cut_answers(folder, config)})"
     yield f"  {'iteration':>9} {'no signal':>9} {'cut':>7}  kept"
     for row in known:
         silent, cut = (curve.shown(row.get(name)) for name in ("no_signal_share", "cut_share"))
@@ -180,14 +183,15 @@ def signal_lines(config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> I
         yield f"  {row['iteration']:>9} {silent:>9} {cut:>7}  {', '.join(told)}"
 
 
-def cut_answers(config: dict[str, Any]) -> str:
+def cut_answers(folder: Path, config: dict[str, Any]) -> str:
     """What the run's method does with answers that were cut."""
-    from selfloop.workflows.recipes import RECIPES
+    from selfloop.workflows.recipes import find_method
 
-    recipe = RECIPES.get(config.get("recipe", ""))
     try:
+        reach_modules(RunFolder(folder))
+        recipe = find_method(config.get("recipe", ""))
         return recipe(**config.get("settings", {})).cut_answers if recipe else "-"
-    except ValueError:  # settings of another version
+    except (InputError, ValueError):  # settings of another version, or a method that is not to be had
         return "-"
 
 

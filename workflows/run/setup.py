@@ -27,6 +27,8 @@ from selfloop.workflows.models.with_template import lay_out
 from selfloop.workflows.recipes import find_method
 from selfloop.workflows.sources import load_prompts, load_source
 from selfloop.workflows.store.checkpoint import Place
+from selfloop.workflows.store.folder import RunFolder
+from selfloop.workflows.store.modules import reach_modules
 from selfloop.workflows.store.reading import open_run
 
 __all__ = ["Setup", "open_config"]
@@ -175,6 +177,7 @@ def open_config(run: str | Path, **changes: Any) -> tuple[Path, Config]:
     """(absolute folder, config with these changes) of a run. Raises InputError, also for a config of another version."""
     folder, held = open_run(run)
     folder = folder.absolute()
+    reach_modules(RunFolder(folder))
     try:
         return folder, Config.model_validate({**held, **changes})
     except ValueError as error:

@@ -26,7 +26,7 @@ __all__ = ["FORMAT", "RunFolder", "write_json"]
 
 FORMAT = 4  # 1, 2: other content keys; absolute paths in manifests. 3: answers were read by other rules (judges/answers.py)
 OWN = ("config.json", "environment.json", "events.jsonl", "metrics.jsonl", "error.log", "tensorboard", "mlruns", "wandb",
-       ".lock", "model", "iteration=*")  # fmt: skip
+       ".lock", "model", "code", "iteration=*")  # fmt: skip
 
 
 def write_json(path: Path, value: Any) -> None:

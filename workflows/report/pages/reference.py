@@ -45,7 +45,7 @@ iterations in a row held nothing to train on, 2 bad input, 130 stopped by Ctrl-C
 
 ## Config
 
-YAML, and `key.sub=value` on the command line. Relative paths and `module:function` are meant from the folder where the run is
+YAML, and `key.sub=value` on the command line. Relative paths and `module:Name` are meant from the folder where the run is
 started.
 """
 
@@ -104,6 +104,7 @@ FILES = """## The run folder
 | `config.json` | the whole config; the device and precision that the run began with; a hash of the rows of each source |
 | `environment.json` | packages, processor, and the folder that the run was started in |
 | `model/` | with `prompts.template`: the initial model's files, as links, and this chat template |
+| `code/` | copies of the modules that the config names as `module:Name`, and of local modules that they import |
 | `metrics.jsonl`, `tensorboard/` | a line an iteration; 0 is the initial policy |
 | `events.jsonl` | what happened when and where: batches, commits, publishes, deaths |
 | `error.log` | tracebacks of failed commands; of a start that committed nothing it is in the folder for temporary files |
