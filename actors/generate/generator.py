@@ -13,7 +13,7 @@ from selfloop.actors.generate.spec import EngineSpec
 from selfloop.actors.weights.buckets import unpack
 from selfloop.actors.weights.folder import folder_tensors
 from selfloop.actors.weights.receipt import receipt_of
-from selfloop.workflows.data.batches import count_batch
+from selfloop.workflows.data.batches import Counts, count_batch
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.errors import WeightsError
 from selfloop.workflows.flow.asks import Ask, Engine, SamplingParams
@@ -51,7 +51,7 @@ class Generator:
         """The label of the weights served; returns once the engine has started."""
         return self.model
 
-    async def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, dict[str, Any]]:
+    async def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, Counts]:
         """Run a node's op on one batch: its rows, packed, and what was counted of them."""
         if context.model != self.model:
             raise WeightsError(
@@ -66,7 +66,7 @@ class Generator:
                 f"other weights were loaded while a batch of node {context.node!r} ran: its prompt groups would be of both. "
                 "This is a fault of the executor; please report it"
             )
-        return packed(table), {**count_batch(table), "seconds": time.perf_counter() - started}
+        return packed(table), count_batch(table, time.perf_counter() - started)
 
     async def load(self, model: str, version: int, source: str | Sequence[Any]) -> dict[str, str]:
         """Serve other weights, from references to the trainer's buckets or a checkpoint folder. Returns the receipt."""

@@ -15,7 +15,7 @@ from selfloop.actors.train.fake import FakeTrainer
 from selfloop.actors.train.spec import TrainerSpec, TrainNode, TrainResult
 from selfloop.actors.train.telling import Told
 from selfloop.actors.train.trainer import Trainer
-from selfloop.workflows.data.batches import count_batch
+from selfloop.workflows.data.batches import Counts, count_batch
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.verbs.base import Context, Op
 from selfloop.workflows.store.parts import Rows, packed, read_batches
@@ -112,12 +112,12 @@ class RankActor:
     ) -> list[list[float]]:
         return self.trainer.logprobs(folder, contexts, targets)
 
-    def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, dict[str, Any]]:
+    def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, Counts]:
         """Run a `measure` node on one batch: its rows, packed, and what was counted of them."""
         started = time.perf_counter()
         context.scorer = TrainerScorer(self.trainer)
         table = asyncio.run(op.run(read_batches(inputs), context))
-        return packed(table), {**count_batch(table), "seconds": time.perf_counter() - started}
+        return packed(table), count_batch(table, time.perf_counter() - started)
 
     def weights(self) -> tuple[dict[str, str], list[Any]]:
         """The receipt of the weights now loaded, and references to their buckets (first rank only)."""

@@ -63,9 +63,9 @@ class Watch:
     def __init__(self, job: Job, batches: int):
         self.job, self.batches, self.memory = job, batches, {}
 
-    def __call__(self, node: str, state: dict[str, Any]) -> None:
+    def __call__(self, node: str, state: Any) -> None:
         if node == "pair":
-            self.memory[round(100 * state["batches"] / self.batches)] = resident()
+            self.memory[round(100 * state.batches / self.batches)] = resident()
 
 
 def main() -> None:

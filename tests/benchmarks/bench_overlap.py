@@ -47,9 +47,7 @@ def measure(batches: int, sample: float, judge: float | None, repeats: int) -> l
                 outcome = runtime.run(graph)
                 job.models.settle(graph)
                 found.append(time.perf_counter() - began)
-                assert outcome.counts["judge"]["rows"] == 2 * PROMPTS * batches, (
-                    "the source ran out of prompts"
-                )
+                assert outcome.counts["judge"].rows == 2 * PROMPTS * batches, "the source ran out of prompts"
     finally:
         folder.close()
         shutil.rmtree(place)

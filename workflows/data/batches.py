@@ -5,17 +5,91 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["Meta", "column_hash", "count_batch", "counting", "split_groups", "whole_groups"]
+__all__ = [
+    "Counts",
+    "Verdicts",
+    "column_hash",
+    "count_batch",
+    "count_splits",
+    "counting",
+    "split_groups",
+    "summary_numbers",
+    "whole_groups",
+]
 
-Meta = dict[str, Any]
 FACTORS = ("advantages", "weight")  # columns that multiply what a row adds to a loss
+
+STATE, SUM = "_state", "_sum"  # ends of the keys that verdicts have in parts and manifests
+
+
+class Verdicts(NamedTuple):
+    """Of a column of verdicts: how many are in each state, and the sum of their scores; None where no scores are beside."""
+
+    states: Mapping[str, int]
+    sum: float | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is counted of rows: prompt groups, those of them without a row that can move a weight (silent), rows that failed,
+    verdicts by column, answers cut at max_tokens (truncated) and without their ends (stripped), tokens sampled, seconds
+    taken. None: these rows have no column that tells."""
+
+    rows: int = 0
+    groups: int | None = None
+    silent: int | None = None
+    failed: int | None = None
+    verdicts: Mapping[str, Verdicts] = field(default_factory=dict)
+    truncated: int | None = None
+    stripped: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+
+    def __add__(self, other: Counts) -> Counts:
+        verdicts = dict(self.verdicts)
+        for column, (states, score) in other.verdicts.items():
+            had = verdicts.get(column, Verdicts({}))
+            both = {
+                state: had.states.get(state, 0) + states.get(state, 0) for state in {**had.states, **states}
+            }
+            verdicts[column] = Verdicts(both, added(had.sum, score))
+        more = {name: added(getattr(self, name), getattr(other, name)) for name in NUMBERS}
+        return Counts(verdicts=verdicts, **more)
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Counts:
+        """What a batch in a part, or a node in a manifest, says."""
+        columns = [name.removesuffix(STATE) for name in entry if name.endswith(STATE)]
+        verdicts = {name: Verdicts(entry[name + STATE], entry.get(name + SUM)) for name in columns}
+        return cls(verdicts=verdicts, **{name: entry[name] for name in NUMBERS if name in entry})
+
+    def entry(self) -> dict[str, Any]:
+        """As parts and manifests keep it, without what these rows do not tell."""
+        found: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name == "verdicts":
+                for column, (states, score) in self.verdicts.items():
+                    found[column + STATE] = dict(states)
+                    found |= {} if score is None else {column + SUM: score}
+            elif value is not None:
+                found[name] = value
+        return found
+
+
+NUMBERS = tuple(one.name for one in fields(Counts) if one.name != "verdicts")
+
+
+def added(one: Any, other: Any) -> Any:
+    """The sum of what is known."""
+    return other if one is None else one if other is None else one + other
 
 
 def column_hash(column: pa.ChunkedArray) -> str:
@@ -60,44 +134,40 @@ def counting(table: pa.Table, factors: Sequence[str]) -> np.ndarray:  # (rows,)
     return found
 
 
-def count_batch(table: pa.Table) -> Meta:
-    """What is counted of every batch: rows, failed, truncated and stripped ones, prompt groups, those without a row that can
-    move a weight, tokens sampled, verdict states, score sums."""
-    meta: Meta = {"rows": table.num_rows}
-    if "prompt_id" in table.column_names and table.num_rows:
+def count_batch(table: pa.Table, seconds: float | None = None) -> Counts:
+    """The counts of rows that took so long."""
+    found: dict[str, Any] = {"rows": table.num_rows, "seconds": seconds}
+    names = table.column_names
+    if "prompt_id" in names and table.num_rows:
         numbers = group_numbers(table)
-        meta["groups"] = int(numbers.max()) + 1
-        meta["silent"] = meta["groups"] - len(np.unique(numbers[counting(table, FACTORS)]))
-    if "status" in table.column_names:
-        meta["failed"] = table["status"].to_pylist().count("failed")
-    for name in table.column_names:
-        if name.endswith("_state"):
-            states = table[name].drop_null().to_pylist()  # rows that were never judged have none
-            meta[name] = {state: states.count(state) for state in sorted(set(states))}
-            if (score := name.removesuffix("_state")) in table.column_names:
-                meta[f"{score}_sum"] = pc.sum(table[score]).as_py() or 0.0
-    if "finish" in table.column_names:
-        meta["truncated"] = table["finish"].to_pylist().count("length")
-    if "stripped" in table.column_names:
-        meta["stripped"] = table["stripped"].to_pylist().count(True)
-    if "response_logprobs" in table.column_names:
-        lists = table["response_logprobs"].combine_chunks()
-        meta["tokens"] = len(lists.flatten())
-    return meta
+        groups = int(numbers.max()) + 1
+        found |= {
+            "groups": groups,
+            "silent": groups - len(np.unique(numbers[counting(table, FACTORS)])),
+        }
+    for name, column, value in (
+        ("failed", "status", "failed"),
+        ("truncated", "finish", "length"),
+        ("stripped", "stripped", True),
+    ):
+        if column in names:
+            found[name] = table[column].to_pylist().count(value)
+    if "response_logprobs" in names:
+        found["tokens"] = len(table["response_logprobs"].combine_chunks().flatten())
+    judged = [name.removesuffix(STATE) for name in names if name.endswith(STATE)]
+    return Counts(verdicts={name: count_verdicts(table, name) for name in judged}, **found)
 
 
-def total(metas: Sequence[Meta]) -> Meta:
-    """Counts of batches added up."""
-    added: Meta = {}
-    for meta in metas:
-        for name, value in meta.items():
-            if isinstance(value, dict):
-                into = added.setdefault(name, {})
-                for key, count in value.items():
-                    into[key] = into.get(key, 0) + count
-            elif isinstance(value, int | float):
-                added[name] = added.get(name, 0) + value
-    return added
+def count_verdicts(table: pa.Table, column: str) -> Verdicts:
+    states = table[column + STATE].drop_null().to_pylist()  # rows that were never judged have none
+    score = (pc.sum(table[column]).as_py() or 0.0) if column in table.column_names else None
+    return Verdicts({state: states.count(state) for state in sorted(set(states))}, score)
+
+
+def count_splits(table: pa.Table, prompts: int, seconds: float | None = None) -> list[Counts]:
+    """The counts of the batches that a barrier's rows make: the first has what is counted of all, the others rows alone."""
+    first, *others = split_groups(table, prompts)
+    return [replace(count_batch(table, seconds), rows=first), *map(Counts, others)]
 
 
 def summary_numbers(table: pa.Table) -> dict[str, float]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from selfloop.workflows.data.batches import Meta, count_batch
+from selfloop.workflows.data.batches import Counts, count_batch
 from selfloop.workflows.errors import EngineError, SelfloopError, StoreError
 from selfloop.workflows.executor.actors import Actors
 from selfloop.workflows.executor.pools import Pool, Replica, died, rows_lost
@@ -133,7 +133,7 @@ class Calls:
         for replica in self.actors.engines.replicas:
             replica.heard += time.monotonic() - began
 
-    def failed(self, call: Call | Write, error: RayError) -> Meta | None:
+    def failed(self, call: Call | Write, error: RayError) -> Counts | None:
         """What becomes of a call that failed: sent again after a death, else the typed error behind it is raised."""
         name = call.flow.node.name
         if rows_lost(error):
@@ -167,7 +167,7 @@ class Calls:
 
     # deaths
 
-    def died(self, call: Call | Write, error: RayError) -> Meta | None:
+    def died(self, call: Call | Write, error: RayError) -> Counts | None:
         """An actor died with this call on it: put another in its place once, then send the call again."""
         if isinstance(call, Write):
             self.job.folder.event("died", replica="writer", node=call.flow.node.name)
@@ -193,7 +193,7 @@ class Calls:
                 replica.heard = now
                 ray.kill(replica.actor, no_restart=True)
 
-    def row_by_row(self, call: Call, error: RayError) -> Meta:
+    def row_by_row(self, call: Call, error: RayError) -> Counts:
         """Find the row that ends its replicas: it becomes a failed row, all others are computed."""
         node = call.flow.node
         failed: Any = getattr(node.op, "failed", None)
@@ -219,7 +219,7 @@ class Calls:
                 )
         table = pa.concat_tables(tables, promote_options="default")
         call.data = ray.put(packed(table))
-        return {**count_batch(table), "seconds": 0.0}
+        return count_batch(table, 0.0)
 
 
 def prompt_groups(table: pa.Table) -> Iterator[pa.Table]:

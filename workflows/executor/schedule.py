@@ -11,7 +11,6 @@ import time
 from functools import partial
 
 from selfloop.actors.train.telling import Told
-from selfloop.workflows.data.batches import Meta
 from selfloop.workflows.errors import EngineError
 from selfloop.workflows.executor.actors import Actors
 from selfloop.workflows.executor.calls import Call, Calls, RowsLost, Write
@@ -274,10 +273,10 @@ class Executor(Runner):
                 call.flow.committed(*result)
                 self.note_commit(call.flow)
                 continue
-            splits = result.pop("splits", None)
-            call.flow.finish(Batch(call.index, call.data, result))
-            if splits is not None:
-                self.split_barrier(call.flow, splits)
+            whole = call.flow.barrier
+            call.flow.finish(Batch(call.index, call.data, result if whole else [result]))
+            if whole:
+                self.split_barrier(call.flow)
             self.report(call.flow)
 
     # committing
@@ -289,7 +288,7 @@ class Executor(Runner):
             if not flow.waiting or flow.writing:
                 continue
             since = self.flushed.setdefault(flow.node.name, now)
-            rows = sum(batch.meta["rows"] for batch in flow.waiting)
+            rows = sum(batch.rows for batch in flow.waiting)
             ended = flow.total is not None and flow.released >= flow.total
             if everything or ended or rows >= PART_ROWS or now - since >= PART_SECONDS:
                 self.write(flow, flow.waiting)
@@ -297,24 +296,19 @@ class Executor(Runner):
                 self.flushed.pop(flow.node.name, None)
 
     def write(self, flow: Flow, batches: list[Batch]) -> None:
-        metas = [
-            meta
-            for batch in batches
-            for meta in (batch.meta if isinstance(batch.meta, list) else [batch.meta])
-        ]
+        counts = [one for batch in batches for one in batch.counts]
         folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
         self.calls.write(
-            flow, folder, flow.parts, len(flow.stored), metas, flow.about, *[batch.data for batch in batches]
+            flow, folder, flow.parts, len(flow.stored), counts, flow.about, *[batch.data for batch in batches]
         )
         flow.writing += 1
 
-    def split_barrier(self, flow: Flow, splits: list[int]) -> None:
+    def split_barrier(self, flow: Flow) -> None:
         """A barrier's rows become batches of their own once they are committed."""
         whole = flow.waiting.pop()
         flow.buffer.clear()
-        flow.known = flow.released = len(splits)
-        counts: list[Meta] = [{**whole.meta, "rows": splits[0]}, *({"rows": rows} for rows in splits[1:])]
-        self.write(flow, [Batch(0, whole.data, counts)])  # type: ignore[arg-type]
+        flow.known = flow.released = len(whole.counts)
+        self.write(flow, [whole])
 
     def note_commit(self, flow: Flow) -> None:
         last = flow.parts - 1

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfloop.actors.train.spec import TrainNode, TrainWork
-from selfloop.workflows.data.batches import Meta
+from selfloop.actors.train.telling import Told
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import FailedRowsError
 from selfloop.workflows.flow.graph import Graph, Node
@@ -19,6 +20,7 @@ from selfloop.workflows.models.codec import ENCODING
 from selfloop.workflows.run.models import Models
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.run.sources import Sources
+from selfloop.workflows.run.watch import Stage
 from selfloop.workflows.store.changes import made_under
 from selfloop.workflows.store.failures import first_failure
 from selfloop.workflows.store.folder import RunFolder
@@ -43,7 +45,7 @@ class Job:
     versions: Mapping[str, Any] = field(default_factory=dict)
     reuse: RunFolder | None = None
     span: int | None = None
-    progress: Callable[[str, Meta], None] = lambda node, state: None
+    progress: Callable[[str, Stage | Told], None] = lambda node, state: None
     doing: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext()
     say: Callable[[str], None] = lambda text: None
 
@@ -88,14 +90,16 @@ class Job:
 
     # keys and failures
 
-    def under(self, node: Node) -> Meta:
+    def under(self, node: Node) -> dict[str, Any]:
         """Of the settings of the actors that run this node now, those that may change in a run."""
         return made_under(self.of_actors(node).get("settings", {}))
 
     def of_actors(self, node: Node) -> Mapping[str, Any]:
         return self.versions.get("trainer" if node.op is None else node.op.place, {})
 
-    def key(self, node: Node, graph: Graph, keys: Mapping[str, str], made: Sequence[Meta] = ()) -> str:
+    def key(
+        self, node: Node, graph: Graph, keys: Mapping[str, str], made: Sequence[dict[str, Any]] = ()
+    ) -> str:
         """The node's content key, once its inputs and models are known. made: the settings under which it was made,
         several where they changed on its way; none: those of now."""
         run: dict[str, Any] = {"seed": self.seed, "iteration": graph.iteration, **self.of_actors(node)}
@@ -125,15 +129,15 @@ class Job:
                 found[node.name] = about["batch_size"]
         return found
 
-    def check_failures(self, iteration: int, node: str, counted: Meta, done: bool) -> None:
+    def check_failures(self, iteration: int, node: str, counted: Counts, done: bool) -> None:
         """Stop when more rows or verdicts failed than the config allows (asked once there are enough, and at the end)."""
-        rows, failed, what, column = counted.get("rows", 0), counted.get("failed", 0), "rows", "status"
-        for name, states in counted.items():
-            if isinstance(states, dict) and states.get("failed", 0) > failed:
-                failed, what, column = states["failed"], f"verdicts ({name.removesuffix('_state')})", name
+        rows, failed, what, column, where = counted.rows, counted.failed or 0, "rows", "status", "error"
+        for name, (states, _) in counted.verdicts.items():
+            if states.get("failed", 0) > failed:
+                failed, what = states["failed"], f"verdicts ({name})"
+                column, where = f"{name}_state", f"{name}_judgements"
         if failed and (done or rows >= 1000) and failed > self.max_failed_rows * rows:
             why = first_failure([part.path for part in self.folder.parts(iteration, node)], column)
-            where = "error" if column == "status" else f"{column.removesuffix('_state')}_judgements"
             raise FailedRowsError(
                 f"node {node!r}: {failed} of {rows} {what} failed, more than max_failed_rows={self.max_failed_rows:g} allows. "
                 f"The first: {why or 'no reason is noted'}. The column `{where}` of its rows in {self.folder.path} has them "

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from selfloop.actors.train.rank import TrainerScorer
-from selfloop.workflows.data.batches import Meta, count_batch, split_groups, whole_groups
+from selfloop.workflows.data.batches import Counts, count_batch, count_splits, whole_groups
 from selfloop.workflows.flow.asks import Engine
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.models.codec import Codec
@@ -53,13 +53,13 @@ class LocalRuntime(Runner):
     def stream(self, flow: Flow) -> None:
         """Run a per-batch node; parts are committed on the way."""
         self.report(flow)
-        waiting: list[tuple[pa.Table, Meta]] = []
+        waiting: list[tuple[pa.Table, Counts]] = []
         for index in range(flow.sent, flow.total or 0):
             tables = [source.fetch(place) for source, place in flow.needs(index)]
             tables += flow.beside.whole() if flow.beside else []
             table = self.call(flow, read_batches(tables))
             waiting.append((table, count_batch(table)))
-            if sum(meta["rows"] for _, meta in waiting) >= PART_ROWS:
+            if sum(counts.rows for _, counts in waiting) >= PART_ROWS:
                 self.commit(flow, waiting)
                 waiting = []
         if waiting:
@@ -73,10 +73,9 @@ class LocalRuntime(Runner):
             batches = [read_batches(source.whole()) for source in flow.inputs]
             tables = [pa.concat_tables(one, promote_options="default") for one in batches if one]
             table = whole_groups(self.call(flow, tables))
-            splits = split_groups(table, flow.batch_size)
-            metas = [{**count_batch(table), "rows": splits[0]}, *({"rows": rows} for rows in splits[1:])]
-            self.commit(flow, [(table, metas[0]), *((table.slice(0, 0), meta) for meta in metas[1:])])
-            flow.known = len(splits)
+            first, *others = count_splits(table, flow.batch_size)
+            self.commit(flow, [(table, first), *((table.slice(0, 0), counts) for counts in others)])
+            flow.known = 1 + len(others)
         self.end(flow)
 
     def call(self, flow: Flow, tables: list[pa.Table]) -> pa.Table:
@@ -98,11 +97,11 @@ class LocalRuntime(Runner):
             self.engine.load(version, folder_tensors(folder, "float32"))
             self.serving = label
 
-    def commit(self, flow: Flow, batches: list[tuple[pa.Table, Meta]]) -> None:
+    def commit(self, flow: Flow, batches: list[tuple[pa.Table, Counts]]) -> None:
         folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
-        tables, metas = [table for table, _ in batches], [meta for _, meta in batches]
+        tables, counts = [table for table, _ in batches], [counts for _, counts in batches]
         flow.writing += 1
-        flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, metas, flow.about), "")
+        flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, counts, flow.about), "")
 
     def train(self, flow: Flow) -> None:
         if self.carry_over(flow):

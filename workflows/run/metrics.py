@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from selfloop.workflows.data.batches import Meta
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.run.outcome import Outcome
 from selfloop.workflows.run.signal import signal_metrics
@@ -29,30 +29,28 @@ def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, floa
         if counted is None or node.evaluation:
             continue
         name = node.name.replace("-", "_").replace("@", "_")
-        metrics[f"{name}_rows"] = counted["rows"]
-        if counted.get("failed"):
-            metrics[f"{name}_failed_rows"] = counted["failed"]
+        metrics[f"{name}_rows"] = counted.rows
+        if counted.failed:
+            metrics[f"{name}_failed_rows"] = counted.failed
         if node.verb == "sample":
-            metrics[f"{name}_truncated_share"] = counted.get("truncated", 0) / max(counted["rows"], 1)
-        if node.verb == "demonstrate" and counted.get("stripped"):
-            metrics[f"{name}_stripped_ends"] = counted["stripped"]
+            metrics[f"{name}_truncated_share"] = (counted.truncated or 0) / max(counted.rows, 1)
+        if node.verb == "demonstrate" and counted.stripped:
+            metrics[f"{name}_stripped_ends"] = counted.stripped
         if node.verb in ("judge", "measure"):
             metrics |= verdict_metrics(name, counted)
     idle = bool(outcome.trained) and outcome.idle >= set(outcome.trained)
     return metrics | signal_metrics(graph, outcome.counts, idle)
 
 
-def verdict_metrics(name: str, counted: Meta) -> dict[str, float]:
+def verdict_metrics(name: str, counted: Counts) -> dict[str, float]:
     """Mean score of a judge node, and how many verdicts are none."""
     metrics: dict[str, float] = {}
-    for column, states in counted.items():
-        if isinstance(states, dict):
-            metrics |= {
-                f"{name}_{column}_{state}": count for state, count in states.items() if state != "score"
-            }
-            if states.get("score"):
-                score = column.removesuffix("_state")
-                metrics[f"{name}_{score}_mean"] = counted.get(f"{score}_sum", 0.0) / states["score"]
+    for column, (states, score) in counted.verdicts.items():
+        metrics |= {
+            f"{name}_{column}_state_{state}": count for state, count in states.items() if state != "score"
+        }
+        if states.get("score"):
+            metrics[f"{name}_{column}_mean"] = (score or 0.0) / states["score"]
     return metrics
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfloop.workflows.data.batches import Meta, total
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.verbs.grow import Gate
 from selfloop.workflows.flow.verbs.join import Concat
@@ -24,11 +24,15 @@ UNCOMMITTED = (
 
 @dataclass
 class Batch:
-    """A finished batch: a reference to its rows, and its counts."""
+    """A finished batch: a reference to its rows, and their counts; of a barrier's rows those of each batch that they make."""
 
     index: int
     data: Any
-    meta: Meta
+    counts: Sequence[Counts]
+
+    @property
+    def rows(self) -> int:
+        return sum(one.rows for one in self.counts)
 
 
 @dataclass
@@ -53,14 +57,14 @@ class Flow:
     known: int | None = None  # number of batches, when it cannot be derived (a barrier's)
     key: str = ""  # content key, once the models it needs are known
     written: str = ""  # content key that its committed parts carry
-    made: list[Meta] = field(
+    made: list[dict[str, Any]] = field(
         default_factory=list
     )  # `store.changes.made_under` of its committed parts, in order
     batch_size: int = 0  # prompts a batch
-    counted: Meta = field(default_factory=dict)
+    counted: Counts = field(default_factory=Counts)
 
     @property
-    def about(self) -> Meta:
+    def about(self) -> dict[str, Any]:
         """What its parts and its entry in the manifest say of how it was made."""
         return {"key": self.key, "batch_size": self.batch_size, "made": self.made}
 
@@ -138,7 +142,7 @@ class Flow:
     def take(self, part: Part) -> None:
         """Count a part's batches as committed."""
         self.stored += part.stored()
-        self.counted = total([self.counted, *part.batches])
+        self.counted = sum(part.batches, self.counted)
         self.parts += 1
 
     def resume(self, parts: Iterable[Part]) -> None:

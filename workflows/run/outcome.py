@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfloop.workflows.data.batches import Meta, summary_numbers
+from selfloop.workflows.data.batches import Counts, summary_numbers
 from selfloop.workflows.store.parts import Stored, read_stored
 
 __all__ = ["Outcome"]
@@ -17,7 +17,7 @@ class Outcome:
     """counts: by node. numbers: of the evaluation. trained, curves: by train node. gaps: probe gap by model, nats.
     idle: train nodes that had nothing to learn."""
 
-    counts: dict[str, Meta] = field(default_factory=dict)
+    counts: dict[str, Counts] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     trained: dict[str, dict[str, float]] = field(default_factory=dict)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

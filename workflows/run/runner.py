@@ -9,6 +9,7 @@ from typing import Any
 
 from selfloop.actors.train.spec import TrainResult, TrainWork
 from selfloop.actors.train.telling import Told
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.verbs.whole import Summary
@@ -18,6 +19,7 @@ from selfloop.workflows.run.node import Flow, make_flows
 from selfloop.workflows.run.outcome import Outcome
 from selfloop.workflows.run.reuse import take_node
 from selfloop.workflows.run.signal import nothing_to_learn
+from selfloop.workflows.run.watch import Stage
 from selfloop.workflows.store.changes import differences
 from selfloop.workflows.store.checkpoint import Place
 
@@ -85,7 +87,7 @@ class Runner:
         flow.complete, flow.written = True, entry["key"] if manifest["format"] >= 3 else ""
         flow.made = entry.get("made", [])
         if flow.node.training is None:
-            self.outcome.counts[flow.node.name] = entry
+            self.outcome.counts[flow.node.name] = Counts.of(entry)
         else:
             self.job.models.note(made_by(flow.node, self.graph), Place.of(entry["model"], self.job.folder))
             self.outcome.trained[flow.node.name] = entry.get("metrics", {})
@@ -99,17 +101,16 @@ class Runner:
         if flow.complete or count is None or len(flow.stored) < count or flow.writing or flow.waiting:
             return
         flow.complete = True
-        counted = {**flow.counted, "rows": flow.counted.get("rows", 0)}
-        self.job.check_failures(self.graph.iteration, flow.node.name, counted, done=True)
+        self.job.check_failures(self.graph.iteration, flow.node.name, flow.counted, done=True)
         entry = {
             **flow.about,
             "batches": count,
-            **counted,
+            **flow.counted.entry(),
             "parts": flow.parts,
             "checksums": flow.checksums,
         }
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
-        self.outcome.counts[flow.node.name] = counted
+        self.outcome.counts[flow.node.name] = flow.counted
         if isinstance(flow.node.op, Summary):
             self.outcome.read_summary(flow.stored)
         self.report(flow)
@@ -153,9 +154,7 @@ class Runner:
         self.outcome.curves[flow.node.name] = result.curve
         self.commit_model(flow, made, {"steps": result.steps, "metrics": result.metrics})
         rows = int(result.metrics.get("examples", 0))
-        self.job.progress(
-            flow.node.name, {"batches": 1, "total": 1, "complete": True, "queued": 0, "rows": rows}
-        )
+        self.job.progress(flow.node.name, Stage(1, 1, rows, complete=True))
         shutil.rmtree(work.step_dir or "", ignore_errors=True)
         self.job.folder.event(
             "trained", iteration=self.graph.iteration, node=flow.node.name, steps=result.steps,
@@ -175,19 +174,12 @@ class Runner:
 
     def told(self, flow: Flow, told: Told) -> None:
         """Tell the console how far a training is."""
-        state = {"batches": 0, "total": 1, "complete": False, "queued": 0, "told": told}
-        self.job.progress(flow.node.name, state)
+        self.job.progress(flow.node.name, told)
 
     def report(self, flow: Flow) -> None:
         """Tell the console how far the node is, and stop a run whose rows mostly fail."""
         counted = flow.counted
         self.job.check_failures(self.graph.iteration, flow.node.name, counted, done=False)
-        state = {
-            "batches": len(flow.stored),  # what is counted is committed
-            "total": flow.total,
-            "complete": flow.complete,
-            "queued": flow.in_flight,
-        }
-        if flow.node.verb != "sample":
-            counted = {name: value for name, value in counted.items() if name != "tokens"}
-        self.job.progress(flow.node.name, {**state, **counted})
+        tokens = (counted.tokens or 0) if flow.node.verb == "sample" else 0
+        stage = Stage(len(flow.stored), flow.total, counted.rows, tokens, flow.in_flight, flow.complete)
+        self.job.progress(flow.node.name, stage)  # what is counted is committed

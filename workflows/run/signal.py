@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from selfloop.workflows.data.batches import counting
+from selfloop.workflows.data.batches import Counts, counting
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.provenance import before
 from selfloop.workflows.flow.verbs.grow import Pool
@@ -48,7 +48,7 @@ def idle_iterations(folder: RunFolder, index: int) -> list[int]:
 # Numbers of one iteration
 
 
-def signal_metrics(graph: Graph, counts: Mapping[str, Mapping[str, Any]], idle: bool) -> dict[str, float]:
+def signal_metrics(graph: Graph, counts: Mapping[str, Counts], idle: bool) -> dict[str, float]:
     """How much of what was sampled reached the trained models that the iteration ends in, and whether training was run."""
     nodes = [graph.nodes[model.node] for model in graph.outputs.values() if model.node is not None]
     several = len(nodes) > 1
@@ -59,7 +59,7 @@ def signal_metrics(graph: Graph, counts: Mapping[str, Mapping[str, Any]], idle: 
     return found
 
 
-def of_training(graph: Graph, node: Node, counts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def of_training(graph: Graph, node: Node, counts: Mapping[str, Counts]) -> dict[str, float]:
     """The numbers of one train node; none where nothing is sampled for it."""
     source = node.inputs[0]
     sampled = makers(graph, source)
@@ -81,8 +81,8 @@ def of_training(graph: Graph, node: Node, counts: Mapping[str, Mapping[str, Any]
     return {"no_signal_share": max(0.0, 1 - useful / counted), **found} if counted else found
 
 
-def number(counts: Mapping[str, Mapping[str, Any]], node: str, name: str) -> float:
-    return float(counts.get(node, {}).get(name, 0))
+def number(counts: Mapping[str, Counts], node: str, name: str) -> float:
+    return float(getattr(counts.get(node, Counts()), name) or 0)
 
 
 def makers(graph: Graph, node: str) -> list[Node]:
@@ -107,7 +107,7 @@ def own_streams(graph: Graph, name: str) -> Iterator[str]:
         yield name
 
 
-def surplus(graph: Graph, name: str, counts: Mapping[str, Mapping[str, Any]]) -> float:
+def surplus(graph: Graph, name: str, counts: Mapping[str, Counts]) -> float:
     """Groups that a pool which was full already did not take: they were not without signal."""
     pools = [one for one in before(graph, name) if isinstance(one.op, Pool) and one.op.accept is None]
     return sum(number(counts, one.inputs[0], "groups") - number(counts, one.name, "groups") for one in pools)

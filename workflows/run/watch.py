@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
-from selfloop.workflows.data.batches import Meta
+from selfloop.actors.train.telling import Told
 
-__all__ = ["Progress", "Watcher"]
+__all__ = ["Progress", "Stage", "Watcher"]
 
 
 class Watcher(Protocol):
@@ -66,6 +66,19 @@ class Watcher(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Stage:
+    """How far a node is. batches, rows, tokens: committed; total: batches it will have, if that is known; queued: batches
+    on their way."""
+
+    batches: int
+    total: int | None
+    rows: int
+    tokens: int = 0
+    queued: int = 0
+    complete: bool = False
+
+
 class Progress:
     """Tells the console how far each node is, with its rate of sampled tokens."""
 
@@ -73,13 +86,12 @@ class Progress:
         self.console = console
         self.started: dict[str, tuple[float, int]] = {}
 
-    def __call__(self, node: str, state: Meta) -> None:
-        if "told" in state:
-            self.console.training(node, **asdict(state["told"]))
+    def __call__(self, node: str, state: Stage | Told) -> None:
+        if isinstance(state, Told):
+            self.console.training(node, **asdict(state))
             return
-        now, tokens = time.monotonic(), state.get("tokens", 0)
+        now, tokens = time.monotonic(), state.tokens
         since, before = self.started.setdefault(node, (now, tokens))
         rate = (tokens - before) / (now - since) if now - since > 0.5 else None
-        rows, batches, total = state.get("rows", 0), state["batches"], state["total"]
-        expected = round(rows / batches * total) if batches and total else None
-        self.console.stage(node, rows, expected, rate or None, state["queued"] or None, state["complete"])
+        expected = round(state.rows / state.batches * state.total) if state.batches and state.total else None
+        self.console.stage(node, state.rows, expected, rate or None, state.queued or None, state.complete)

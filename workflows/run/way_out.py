@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from selfloop.workflows.data.batches import Counts, Verdicts
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.verbs.judge import JudgeOp, JudgeRule
 from selfloop.workflows.judges.base import Verifier
@@ -73,28 +74,30 @@ def diagnosis(setup: Setup, folder: RunFolder, index: int) -> tuple[str, str, di
 def cut_share(graph: Graph, entries: dict[str, Any]) -> float:
     """The share of the answers to learn from that were cut."""
     nodes = {one.name for node in graph if node.training for one in makers(graph, node.inputs[0])}
-    held = [entries[name] for name in sorted(nodes) if name in entries]
-    return sum(one.get("truncated", 0) for one in held) / max(sum(one.get("rows", 0) for one in held), 1)
+    held = sum((Counts.of(entries[name]) for name in sorted(nodes) if name in entries), Counts())
+    return (held.truncated or 0) / max(held.rows, 1)
 
 
 def mean_score(graph: Graph, entries: dict[str, Any]) -> float | None:
     """Mean verdict of the checker of answers; one without a score is wrong. None where no checker judges."""
-    held = [entry for node, entry in judged(graph, entries)
+    held = [counted for node, counted in judged(graph, entries)
             if isinstance(node.op, JudgeRule) and isinstance(node.op.judge, Verifier)]  # fmt: skip
-    rows = sum(one.get("rows", 0) for one in held)
-    return sum(one.get("score_sum", 0.0) for one in held) / rows if rows else None
+    counted = sum(held, Counts())
+    score = counted.verdicts.get("score", Verdicts({})).sum
+    return (score or 0.0) / counted.rows if counted.rows else None
 
 
 def abstentions(graph: Graph, entries: dict[str, Any]) -> float:
     """The share of the verdicts that are abstentions."""
-    states = [entry.get("score_state", {}) for _, entry in judged(graph, entries)]
-    return sum(one.get("abstain", 0) for one in states) / max(sum(sum(one.values()) for one in states), 1)
+    counted = sum((counted for _, counted in judged(graph, entries)), Counts())
+    states = counted.verdicts.get("score", Verdicts({})).states
+    return states.get("abstain", 0) / max(sum(states.values()), 1)
 
 
-def judged(graph: Graph, entries: dict[str, Any]) -> list[tuple[Node, dict[str, Any]]]:
-    """The recipe's own judging nodes with what the manifest says of them."""
+def judged(graph: Graph, entries: dict[str, Any]) -> list[tuple[Node, Counts]]:
+    """The recipe's own judging nodes with what the manifest counts of them."""
     nodes = [node for node in graph if isinstance(node.op, JudgeOp) and not node.evaluation]
-    return [(node, entries[node.name]) for node in nodes if node.name in entries]
+    return [(node, Counts.of(entries[node.name])) for node in nodes if node.name in entries]
 
 
 def more_samples(setup: Setup) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.errors import StoreError
 from selfloop.workflows.store.disk import storing, sync_folder
 
@@ -55,19 +56,19 @@ class Part:
 
     path: str
     first: int
-    batches: tuple[dict[str, Any], ...]
+    batches: tuple[Counts, ...]
     about: Mapping[str, Any]
 
     @property
     def rows(self) -> int:
-        return sum(batch["rows"] for batch in self.batches)
+        return sum(batch.rows for batch in self.batches)
 
     def stored(self) -> list[Stored]:
         """Its batches, in order."""
         found, offset = [], 0
         for batch in self.batches:
-            found.append(Stored(self.path, offset, batch["rows"]))
-            offset += batch["rows"]
+            found.append(Stored(self.path, offset, batch.rows))
+            offset += batch.rows
         return found
 
 
@@ -76,14 +77,14 @@ def write_part(
     number: int,
     first: int,
     tables: Sequence[pa.Table],
-    batches: Sequence[dict[str, Any]],
+    batches: Sequence[Counts],
     about: Mapping[str, Any] | None = None,
 ) -> Part:
     """Commit consecutive batches as one part: written beside, flushed to disk, renamed."""
     path = Path(folder)
     about = about or {}
     table = pa.concat_tables(tables, promote_options="default")
-    meta = json.dumps({"first": first, "batches": list(batches), **about}).encode()
+    meta = json.dumps({"first": first, "batches": [one.entry() for one in batches], **about}).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), META: meta})
     final = path / f"part-{number:05d}.parquet"
     temporary = path / f".{final.name}.{os.getpid()}.tmp"
@@ -119,7 +120,7 @@ def read_part(path: Path) -> Part:
         raise StoreError(
             f"{path} is not a part that Selfloop wrote ({type(error).__name__}). Delete it and resume the run"
         ) from error
-    return Part(str(path), meta.pop("first"), tuple(meta.pop("batches")), meta)
+    return Part(str(path), meta.pop("first"), tuple(map(Counts.of, meta.pop("batches"))), meta)
 
 
 def read_table(path: str) -> pa.Table:

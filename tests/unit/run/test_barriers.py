@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from selfloop.actors.judge.worker import Worker
-from selfloop.workflows.data.batches import count_batch, split_groups, whole_groups
+from selfloop.workflows.data.batches import Counts, count_batch, split_groups, whole_groups
 from selfloop.workflows.flow.iteration import Iteration
 from selfloop.workflows.flow.lint import lint
 from selfloop.workflows.flow.recipe import Recipe
@@ -72,7 +72,7 @@ def test_a_barrier_on_a_worker_gives_whole_groups() -> None:
     packed, counted = Worker().gather(Gather(as_it_is), Context("gather", 1, 0), 2, [table_of("bacbaab")])
     (made,) = read_batches([packed])
     assert "".join(made["prompt_id"].to_pylist()) == "bbbaaac"
-    assert made["row"].to_pylist() == [0, 3, 6, 1, 4, 5, 2] and counted["splits"] == [6, 1]
+    assert made["row"].to_pylist() == [0, 3, 6, 1, 4, 5, 2] and [one.rows for one in counted] == [6, 1]
 
 
 def test_grouped_rows_are_left_as_they_are() -> None:
@@ -172,8 +172,30 @@ def test_the_way_out_of_a_refused_merge_brings_the_prompts_together(tmp_path: Pa
 def test_rows_that_were_never_judged_are_not_counted_among_verdicts() -> None:
     judged = pa.table({"score_state": ["score", "failed", "score"], "score": [1.0, None, 2.0]})
     merged = pa.concat_tables([judged, pa.table({"other": [1, 2]})], promote_options="default")
-    assert count_batch(merged) == {"rows": 5, "score_state": {"failed": 1, "score": 2}, "score_sum": 3.0}
-    assert count_batch(pa.table({"score_state": pa.nulls(2)})) == {"rows": 2, "score_state": {}}
+    assert count_batch(merged).entry() == {
+        "rows": 5,
+        "score_state": {"failed": 1, "score": 2},
+        "score_sum": 3.0,
+    }
+    assert count_batch(pa.table({"score_state": pa.nulls(2)})).entry() == {"rows": 2, "score_state": {}}
+
+
+def test_counts_say_in_parts_and_manifests_what_they_always_said() -> None:
+    judged = {"score_state": {"failed": 1, "score": 2}, "score_sum": 3.0}
+    one = {
+        "rows": 5,
+        "groups": 2,
+        "silent": 1,
+        "failed": 0,
+        **judged,
+        "truncated": 1,
+        "tokens": 9,
+        "seconds": 0.5,
+    }
+    for entry in (one, {"rows": 2, "score_state": {}}, {"rows": 0}):
+        assert list(Counts.of({**entry, "parts": 1, "key": "x"}).entry().items()) == list(entry.items())
+    both = (Counts() + Counts.of(one) + Counts.of({"rows": 1, "score_state": {"abstain": 1}})).entry()
+    assert both == {**one, "rows": 6, "score_state": {"failed": 1, "score": 2, "abstain": 1}}
 
 
 class HalfJudged(Recipe):

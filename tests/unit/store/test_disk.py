@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.errors import StoreError
 from selfloop.workflows.store import disk
 from selfloop.workflows.store.disk import append, is_full, size, storing, unwritten
@@ -108,10 +109,10 @@ def test_everything_that_a_run_writes_says_the_same_on_a_full_disk(small: Path) 
     folder.event("iteration", iteration=1)
     trackers = Trackers(folder.path, Config(recipe="grpo", trackers=("tensorboard",)))
     rows = pa.table({"text": [os.urandom(100).hex() for _ in range(2000)]})
-    write_part(str(folder.node(1, "sample")), 0, 0, [rows], [{"rows": 2000}])
+    write_part(str(folder.node(1, "sample")), 0, 0, [rows], [Counts(2000)])
     fill(small, leave=8192)
     with pytest.raises(StoreError, match=SENTENCE):
-        write_part(str(folder.node(1, "sample")), 1, 1, [rows], [{"rows": 2000}])
+        write_part(str(folder.node(1, "sample")), 1, 1, [rows], [Counts(2000)])
     (small / "filler2").write_bytes(bytes(disk.shutil.disk_usage(small).free))
     with pytest.raises(StoreError, match=SENTENCE):
         folder.commit_node(1, "sample", {"rows": 2000, "why": "x" * 5000})

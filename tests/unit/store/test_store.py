@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from datasets import load_dataset
 
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.errors import InputError, RunLockedError, StoreError
 from selfloop.workflows.store.changes import differences
 from selfloop.workflows.store.folder import RunFolder
@@ -19,13 +20,13 @@ ROWS = pa.table({"prompt_id": ["a", "a", "b", "c"], "sample": [0, 1, 0, 0], "tex
 
 def test_a_part_gives_its_batches_back(tmp_path: Path) -> None:
     tables = [ROWS.slice(0, 2), ROWS.slice(0, 0), ROWS.slice(2, 2)]
-    write_part(str(tmp_path), 0, 0, tables, [{"rows": 2}, {"rows": 0}, {"rows": 2}])
-    write_part(str(tmp_path), 1, 3, [ROWS], [{"rows": 4, "failed": 1}])
+    write_part(str(tmp_path), 0, 0, tables, [Counts(2), Counts(0), Counts(2)])
+    write_part(str(tmp_path), 1, 3, [ROWS], [Counts(4, failed=1)])
     first, second = list_parts(tmp_path)
     assert (first.first, second.first, first.rows) == (0, 3, 4)
     assert [batch.rows for batch in first.stored()] == [2, 0, 2]
     assert read_stored(first.stored())[2].to_pylist() == ROWS.slice(2, 2).to_pylist()
-    assert second.batches == ({"rows": 4, "failed": 1},)
+    assert second.batches == (Counts(4, failed=1),)
 
 
 def test_an_interrupted_write_is_no_part(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_the_row_hash_does_not_depend_on_order_or_batches() -> None:
 
 
 def test_datasets_reads_parts_as_they_are(tmp_path: Path) -> None:
-    write_part(str(tmp_path / "pair"), 0, 0, [ROWS], [{"rows": 4}])
+    write_part(str(tmp_path / "pair"), 0, 0, [ROWS], [Counts(4)])
     loaded = load_dataset(
         "parquet",
         data_files=str(tmp_path / "pair" / "*.parquet"),
@@ -124,5 +125,5 @@ def test_differences_name_the_keys() -> None:
 
 
 def test_stored_batches_can_be_read_anywhere(tmp_path: Path) -> None:
-    part = write_part(str(tmp_path), 0, 0, [ROWS], [{"rows": 4}])
+    part = write_part(str(tmp_path), 0, 0, [ROWS], [Counts(4)])
     assert read_stored([Stored(part.path, 1, 2)])[0]["text"].to_pylist() == ["y", "z"]
