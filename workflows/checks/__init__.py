@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,7 +69,6 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
         model_folder = None if model.problems else model.folder
         check_graph(config, found, model_folder, run_dir if held and not confirmed else None)
     found.problems += check_reuse(config)
-    found.notes += earlier_readings(config, run_dir)
     if not touched & {"generator", "trainer", "placement"}:
         found.problems += check_machine(config, held.get("resolved", {}).get("device"))
         found.problems += check_packages(config)
@@ -95,11 +95,12 @@ def take(found: Findings, facts: Facts) -> Facts:
 
 
 def held_by(run_dir: Path | None) -> dict[str, Any]:
-    """What config.json of a run folder holds; empty without one, and for a broken one, of which `check_folder` tells."""
-    try:
-        return RunFolder(run_dir).record() if run_dir is not None else {}
-    except (InputError, ValueError):
-        return {}
+    """What config.json of a run holds that may go on; empty without one, and for those of which `check_folder` tells."""
+    with suppress(InputError, ValueError, TypeError):
+        if run_dir is not None:
+            RunFolder(run_dir).refuse_older()
+            return RunFolder(run_dir).record()
+    return {}
 
 
 def check_graph(config: Config, found: Findings, model: Path | None, run_dir: Path | None) -> None:
@@ -136,10 +137,14 @@ def check_graph(config: Config, found: Findings, model: Path | None, run_dir: Pa
 
 
 def check_reuse(config: Config) -> list[str]:
-    """A run to take finished nodes from that is no run, or whose batches have other borders."""
+    """A run to take finished nodes from that is no run, is of an older format, or whose batches have other borders."""
     if config.reuse is None:
         return []
-    held = RunFolder(config.reuse).config()
+    try:
+        held = RunFolder(config.reuse).config()
+        RunFolder(config.reuse).refuse_older()
+    except InputError as error:
+        return [f"reuse: {error}"]
     if held is None:
         return [
             f"reuse {config.reuse} is no run folder (it has no config.json). Name a run folder, or leave it out"
@@ -152,23 +157,3 @@ def check_reuse(config: Config) -> list[str]:
             )
         ]
     return []
-
-
-def earlier_readings(config: Config, run_dir: Path | None) -> list[str]:
-    """Runs to reuse or to go on with whose answers were read by other rules than today's."""
-    exact = config.judge == "exact" or (config.judge is None and config.prompts.source == "pocket")
-    if exact and config.settings.get("extract", "text") == "text":
-        return []
-    before = "were read by earlier rules: math, number, choice and votes took some right answers for wrong and some wrong"
-    notes: list[str] = []
-    if config.reuse is not None and RunFolder(config.reuse).read_by_earlier_rules() is not None:
-        notes.append(
-            f"the answers in reuse {config.reuse} {before} ones for right: its verdicts are not taken over, what was judged is "
-            "judged again, and what was learned from them is learned again"
-        )
-    if run_dir is not None and (last := RunFolder(run_dir).read_by_earlier_rules()) is not None:
-        notes.append(
-            f"up to iteration {last} the answers in {run_dir} {before} ones for right: those figures may be wrong, and later "
-            f"ones do not compare with them. Another run with reuse={run_dir} judges its samples again"
-        )
-    return notes

@@ -126,6 +126,7 @@ def check_folder(config: Config | None, run_dir: Path, confirmed: bool = False) 
     folder = RunFolder(run_dir)
     try:
         held = folder.config()
+        folder.refuse_older()
     except InputError as error:
         yield str(error)
         return

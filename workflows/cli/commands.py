@@ -82,7 +82,8 @@ def run(
     again: Annotated[
         bool,
         typer.Option(
-            "--again", help="rename a finished run of this folder, or one of another config, aside first"
+            "--again",
+            help="rename a run of this folder that is finished, or of another config or format, aside first",
         ),
     ] = False,
     yes: Yes = False,
@@ -120,7 +121,7 @@ def resume(
     from selfloop.workflows.run.setup import open_config
 
     with outcomes(debug):
-        folder, config = open_config(go_to_start(run))
+        folder, config = open_config(go_to_start(run), going_on=True)
         draft = read_again(config, overrides or [], f"{folder}/config.json")
         found = checked(draft, folder, yes)
         say(f"Run folder: {folder}")
@@ -310,15 +311,16 @@ def go_to_start(run: str) -> str:
 
 
 def set_aside(config: Config, folder: Path) -> None:
-    """Rename a run that is finished, or of another config, to the next free NAME-1, NAME-2, …"""
+    """Rename a run that is finished, or of another config or an older format, to the next free NAME-1, NAME-2, …"""
     from selfloop.workflows.store.changes import changes
-    from selfloop.workflows.store.folder import RunFolder
+    from selfloop.workflows.store.folder import FORMAT, RunFolder
 
     there = RunFolder(folder)
     held = there.config()
     if held is None or not there.committed():
         return
-    if there.completed() < config.iterations and not changes(held, config.model_dump(mode="json")).refused:
+    same = there.format == FORMAT and not changes(held, config.model_dump(mode="json")).refused
+    if same and there.completed() < config.iterations:
         return  # stopped on its way: it goes on
     there.lock()  # not from under a driver that works on it
     there.close()

@@ -110,6 +110,9 @@ def run(
     setup = Setup(config, folder.path)
     console = console or Console(config.iterations)
     with console:
+        folder.refuse_older()
+        if config.reuse is not None:
+            RunFolder(config.reuse).refuse_older()
         with console.doing("prompts are read, and the graph is checked with them"):
             problems, notes = row_findings(setup, setup.base)
             problems = [*unbuilt(config), *graph_problems(setup), *problems]

@@ -77,14 +77,13 @@ class Runner:
 
     def restore(self, flow: Flow) -> None:
         """Take over a node that an earlier driver completed."""
-        manifest = self.job.folder.manifest(self.graph.iteration)
-        entry = manifest["nodes"].get(flow.node.name)
+        entry = self.job.folder.manifest(self.graph.iteration)["nodes"].get(flow.node.name)
         if entry is None:
             return
         if flow.node.training is None and len(flow.stored) != entry.get("batches", len(flow.stored)):
             self.job.folder.event("incomplete", iteration=self.graph.iteration, node=flow.node.name)
             return  # a part of it is gone: what is missing is made again
-        flow.complete, flow.written = True, entry["key"] if manifest["format"] >= 3 else ""
+        flow.complete, flow.written = True, entry["key"]
         flow.made = entry.get("made", [])
         if flow.node.training is None:
             self.outcome.counts[flow.node.name] = Counts.of(entry)

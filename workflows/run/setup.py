@@ -173,13 +173,16 @@ class Setup:
         return engine, spec, config.probe_limit or GAP_LIMIT[dtype]
 
 
-def open_config(run: str | Path, **changes: Any) -> tuple[Path, Config]:
-    """(absolute folder, config with these changes) of a run. Raises InputError, also for a config of another version."""
+def open_config(run: str | Path, going_on: bool = False) -> tuple[Path, Config]:
+    """(absolute folder, config) of a run. Raises InputError, also for a config of another version; going_on: and for a run
+    of an older format."""
     folder, held = open_run(run)
     folder = folder.absolute()
+    if going_on:
+        RunFolder(folder).refuse_older()
     reach_modules(RunFolder(folder))
     try:
-        return folder, Config.model_validate({**held, **changes})
+        return folder, Config.model_validate(held)
     except ValueError as error:
         raise InputError(
             f"{folder}/config.json does not fit this version of Selfloop: {error}. Take the version that its "

@@ -24,7 +24,13 @@ from selfloop.workflows.store.parts import Part, list_parts
 
 __all__ = ["FORMAT", "RunFolder", "write_json"]
 
-FORMAT = 4  # 1, 2: other content keys; absolute paths in manifests. 3: answers were read by other rules (judges/answers.py)
+CHANGED = {
+    2: "parts have content keys",
+    3: "content keys know values beside code, and manifests paths from the run folder",
+    4: "answers are read by other rules, which may give other scores",
+    5: "content keys no longer know where code lives",
+}  # what came with each format; a run of an older one is read, and no longer gone on with or taken from
+FORMAT = max(CHANGED)
 OWN = ("config.json", "environment.json", "events.jsonl", "metrics.jsonl", "error.log", "tensorboard", "mlruns", "wandb",
        ".lock", "model", "code", "iteration=*")  # fmt: skip
 
@@ -64,6 +70,7 @@ class RunFolder:
         """
         if self.config() is None:
             self.refuse_strangers()
+        self.refuse_older()
         self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
         with storing(self.path, "the run folder"):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -71,12 +78,12 @@ class RunFolder:
         existing = self.config()
         if existing is not None:
             changed = changes(existing, config)
-            if not changed.refused:
+            if not changed.refused and self.format == FORMAT:
                 question = unconfirmed(existing, config) if self.committed() else None
                 if question and not confirmed:
                     raise InputError(question)
                 if existing != config:
-                    self.note(format=FORMAT, config=config)
+                    self.note(config=config)
                     self.event("config", changed=changed.noted + changed.free)
                 return True
             if self.committed():
@@ -94,6 +101,17 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is not empty and is no run ({strangers[0]} is in it). Choose another --run-dir"
             )
+
+    def refuse_older(self) -> None:
+        """Raises InputError for a run of an older format, which is not gone on with and of which nothing is taken."""
+        if self.format == FORMAT or not self.committed():
+            return
+        since = "; ".join(what for number, what in CHANGED.items() if number > self.format)
+        raise InputError(
+            f"{self.path} has format {self.format}, and this Selfloop goes on with runs of format {FORMAT} only, also to take "
+            f"rows from them: since then {since}. Use the Selfloop that made it (environment.json names it), or start a new "
+            "run, with another --run-dir or --again, and without reuse of it. show, chat, why and export still read it"
+        )
 
     def lock(self) -> None:
         """Hold the folder until this process ends, however it ends. Raises RunLockedError where another process does."""
@@ -151,6 +169,11 @@ class RunFolder:
             )
         return held
 
+    @property
+    def format(self) -> int:
+        """The format of its run; today's for a folder without a run."""
+        return self.record().get("format", FORMAT)
+
     def note(self, **facts: Any) -> None:
         """Keep facts in config.json."""
         write_json(self.path / "config.json", {**self.record(), **facts})
@@ -159,11 +182,6 @@ class RunFolder:
         """The config the folder was made with, or None for a folder without a run."""
         held = self.record()
         return held["config"] if held else None
-
-    def read_by_earlier_rules(self) -> int | None:
-        """The last iteration whose answers an earlier Selfloop read (formats up to 3), None if there is none."""
-        begun = range(self.completed() + 1, -1, -1)
-        return next((index for index in begun if self.manifest(index)["format"] < 4), None)
 
     def started_in(self) -> Path | None:
         """The working folder of the command that made the run, which may be gone: relative paths and modules of the config are

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from selfloop.workflows.checks import earlier_readings, inspect, problems
+from selfloop.workflows.checks import inspect, problems
 from selfloop.workflows.checks import machine as checks_machine
 from selfloop.workflows.checks.model import count_parameters, look_at_model
 from selfloop.workflows.checks.prompts import scan
 from selfloop.workflows.cli.commands import taken
 from selfloop.workflows.config import Config, Draft, Prompts, read_config
 from selfloop.workflows.pocket.source import POCKET_MODEL
-from selfloop.workflows.store.folder import FORMAT, RunFolder, write_json
+from selfloop.workflows.store.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -337,31 +337,6 @@ def test_verifiers_are_tried_on_gold_answers(monkeypatch: pytest.MonkeyPatch) ->
         Draft(config=config(prompts={"source": "a.jsonl", "heldout": 4}, **settings), problems=[])
     )
     assert ", drawn by the seed (of 36)" in limited.tried[0]
-
-
-def test_runs_whose_answers_were_read_by_earlier_rules_are_told(tmp_path: Path) -> None:
-    jsonl("a.jsonl", [{"prompt": f"p{n}", "answer": str(n)} for n in range(40)])
-    prompts = {"source": "a.jsonl", "heldout": 4}
-    for name, kind in (("old", 3), ("new", FORMAT)):
-        run = RunFolder(tmp_path / name)
-        write_json(
-            run.path / "config.json",
-            {"format": kind, "config": config(prompts=prompts).model_dump(mode="json")},
-        )
-        write_json(
-            run.iteration(0) / "manifest.json",
-            {"format": kind, "iteration": 0, "nodes": {}, "roles": {}, "complete": True},
-        )
-
-    def notes(judge: str, run_dir: Path | None = None, **more: Any) -> list[str]:
-        return earlier_readings(config(prompts=prompts, judge=judge, **more), run_dir)
-
-    (note,) = notes("number", reuse=str(tmp_path / "old"))
-    assert "its verdicts are not taken over" in note and "took some right answers for wrong" in note
-    (note,) = notes("choice", tmp_path / "old")
-    assert note.startswith("up to iteration 0") and "those figures may be wrong" in note
-    assert notes("number", tmp_path / "new", reuse=str(tmp_path / "new")) == []
-    assert notes("exact", tmp_path / "old") == notes("number", tmp_path / "nowhere") == []
 
 
 def test_large_files_are_read_for_a_limited_time() -> None:

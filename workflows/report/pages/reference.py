@@ -93,8 +93,30 @@ seconds, on a sample drawn by the seed where they are more, and names the rows t
 
 Scores of earlier runs with `math`, `number` or `choice`, and votes that read numbers or letters, may have been wrong: run
 folders of format 3 and less (`config.json`, `manifest.json`) were judged by rules that took parts of formulas for numbers, read
-LaTeX gold answers in part, and English words for letters. Their verdicts are not taken over; `reuse` and `resume` of such a run
-say so.
+LaTeX gold answers in part, and English words for letters.
+"""
+
+KEYS = """## Content keys
+
+A node's content key is a hash of what its rows depend on. `resume` compares it with what was committed, and `reuse` takes a
+node of another run where the keys are equal. It knows:
+
+- the node: its verb and name, and its settings, with the code of rules, judges, verifiers and objectives in them: their source,
+  the constants, defaults and closures that it uses, and the same of all code of one's own that it names, over modules. Where code
+  lives is not in it, nor are import statements: a function or a file may be moved. Of a recipe's method it knows what this
+  reaches; the recipe's page is in no key, so another loss keeps the samples.
+- the keys of its inputs, and of each model that it uses the weights, tokenizer and chat template.
+- seed and iteration; of a source, its rows.
+- of nodes that engines run (`sample`, `play`, `judge` by a model) and that the trainer runs (`train`, `measure`): the actor's
+  settings, the initial model, and the **versions** of Selfloop, torch, transformers and vllm or deepspeed. How engines
+  and trainer do their work counts by these versions only.
+
+So every release of Selfloop changes the keys of nodes that engines or the trainer run, and of all nodes behind them. Sources, and
+rules, verifiers and judges that are code, on sources or on given rows, keep theirs unless the code that they reach changed.
+
+The `format` in `config.json` says by which rules keys were made. A run of an older format is not gone on with, and `reuse` takes
+nothing from it: use the Selfloop that made it (`environment.json` names it), or start a new run. `show`, `why`, `chat` and
+`export` read every format.
 """
 
 FILES = """## The run folder
@@ -161,6 +183,7 @@ def reference() -> str:
         JUDGES,
         columns(),
         ANSWERS,
+        KEYS,
         FILES,
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
