@@ -1,4 +1,4 @@
-"""The source of functions and classes, without what says where it lives: for content keys."""
+"""The source of functions and classes, without what says where it lives, and the names in it: for content keys."""
 
 from __future__ import annotations
 
@@ -14,13 +14,25 @@ from typing import Any
 
 from selfloop.workflows.store.canonical import CONSTANTS, as_text, home, label
 
-__all__ = ["functions_of", "global_names", "imported", "members_of", "own", "source_of", "unwritten"]
+__all__ = [
+    "functions_of",
+    "global_names",
+    "has_own_code",
+    "imported",
+    "imports",
+    "members_of",
+    "source_of",
+    "unwritten",
+]
 
 CHANGES = frozenset({"add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove",
                      "setdefault", "update"})  # fmt: skip
 
 
-def own(function: FunctionType) -> bool:
+# Functions
+
+
+def has_own_code(function: FunctionType) -> bool:
     """Whether a function's code is of the package it says; a wrapper made by a library says that of what it wraps."""
     return str(function.__globals__.get("__name__")).partition(".")[0] == home(function)
 
@@ -40,66 +52,6 @@ def members_of(kind: type[Any]) -> dict[str, FunctionType]:
     return {name.partition(".")[0]: function for one in above for name, function in functions_of(one)}
 
 
-def imported(function: FunctionType, is_own: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
-    """What the import statements inside a function bind, of modules that are one's own."""
-    text = source_of_code(function)
-    if "import " not in text:
-        return
-    for node in imports(text):
-        if isinstance(node, ast.Import):
-            for name in node.names:
-                if is_own(name.name):
-                    module = load(name.name)
-                    yield (
-                        name.asname or name.name.partition(".")[0],
-                        module if name.asname else load(name.name.partition(".")[0]),
-                    )
-        else:
-            package = str(function.__globals__.get("__package__") or "")
-            above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
-            path = ".".join(filter(None, [above if node.level else "", node.module or ""]))
-            if is_own(path):
-                module = load(path)
-                for name in node.names:
-                    held = vars(module).get(name.name) if module else None
-                    yield name.asname or name.name, load(f"{path}.{name.name}") if held is None else held
-
-
-def load(name: str) -> ModuleType | None:
-    """A module of one's own; None where it cannot be imported: the function that wants it will say so."""
-    try:
-        return importlib.import_module(name)
-    except Exception:
-        return None
-
-
-def imports(text: str) -> list[ast.Import | ast.ImportFrom]:
-    """The import statements of a source; none where it is a piece that cannot be read alone (a lambda's line)."""
-    try:
-        tree = ast.parse(text)
-    except SyntaxError:
-        return []
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-
-
-def without_imports(text: str) -> str:
-    """A source without its import statements, and without the lines that only held them."""
-    lines = text.splitlines(keepends=True)
-    for node in sorted(imports(text), key=lambda node: (-node.lineno, -node.col_offset)):
-        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-        before = lines[first].encode()[: node.col_offset].decode()
-        after = lines[last].encode()[node.end_col_offset :].decode()
-        left = f"{before}{after}"
-        lines[first : last + 1] = [left] if left.strip() else []
-    return "".join(lines)
-
-
-def unwritten(found: dict[str, Any], modules: list[str]) -> dict[str, Any]:
-    """Without the names that functions of these modules write to: what they hold depends on when one looks."""
-    written = frozenset[str]().union(*map(written_in, modules))
-    return {name: value for name, value in found.items() if name.rpartition(".")[2] not in written}
-
-
 def global_names(code: CodeType) -> Iterator[str]:
     """Every global name in a function's code, with those of the functions inside it."""
     yield from code.co_names
@@ -108,19 +60,20 @@ def global_names(code: CodeType) -> Iterator[str]:
             yield from global_names(one)
 
 
+# Sources
+
+
 def source_of(thing: Any) -> str:
-    """The source of a function or class without imports; the name where there is none. A lambda's line may hold several:
-    bytecode, too."""
+    """The source of a function or class without import statements; its name where there is none. Of a lambda the bytecode,
+    too: its line may hold several."""
     if inspect.isclass(thing):
         return without_imports(read_source(thing, "")) or label(thing)
-    if not own(thing):
+    if not has_own_code(thing):
         return label(thing)
     text = source_of_code(thing)
-    return (
-        without_imports(text)
-        if text and thing.__name__ != "<lambda>"
-        else text + as_text(bytecode(thing.__code__))
-    )
+    if not text or thing.__name__ == "<lambda>":
+        return text + as_text(bytecode(thing.__code__))
+    return without_imports(text)
 
 
 def source_of_code(function: FunctionType) -> str:
@@ -141,6 +94,76 @@ def bytecode(code: CodeType) -> list[Any]:
     return [code.co_code.hex(), code.co_names, inner]
 
 
+# Import statements
+
+
+def imports(text: str) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of a source; none where it is a piece that cannot be read alone (a lambda's line)."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def without_imports(text: str) -> str:
+    """A source without its import statements, and without the lines that only held them."""
+    lines = text.splitlines(keepends=True)
+    for node in sorted(imports(text), key=lambda node: (-node.lineno, -node.col_offset)):  # the last first
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        before = lines[first].encode()[: node.col_offset].decode()  # columns count bytes
+        after = lines[last].encode()[node.end_col_offset :].decode()
+        left = f"{before}{after}"
+        lines[first : last + 1] = [left] if left.strip() else []
+    return "".join(lines)
+
+
+def imported(function: FunctionType, is_own: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
+    """What the import statements inside a function bind, of modules that are one's own."""
+    text = source_of_code(function)
+    for node in imports(text) if "import " in text else ():
+        if isinstance(node, ast.ImportFrom):
+            path = absolute(node, str(function.__globals__.get("__package__") or ""))
+            if is_own(path):
+                yield from imported_from(path, node.names)
+            continue
+        for name in node.names:
+            if is_own(name.name):
+                module, top = load(name.name), name.name.partition(".")[0]
+                yield (name.asname, module) if name.asname else (top, load(top))
+
+
+def imported_from(path: str, names: list[ast.alias]) -> Iterator[tuple[str, Any]]:
+    """What `from path import names` binds: attributes of the module, else modules in it."""
+    module = load(path)
+    for name in names:
+        held = vars(module).get(name.name) if module else None
+        yield name.asname or name.name, load(f"{path}.{name.name}") if held is None else held
+
+
+def absolute(node: ast.ImportFrom, package: str) -> str:
+    """The module that `from … import` names, from a module of this package."""
+    above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+    return ".".join(filter(None, [above if node.level else "", node.module or ""]))
+
+
+def load(name: str) -> ModuleType | None:
+    """A module of one's own; None where it cannot be imported: the function that wants it will say so."""
+    try:
+        return importlib.import_module(name)
+    except Exception:
+        return None
+
+
+# What code writes to
+
+
+def unwritten(found: dict[str, Any], modules: list[str]) -> dict[str, Any]:
+    """Without the names that functions of these modules write to: what they hold depends on when one looks."""
+    written = frozenset[str]().union(*map(written_in, modules)) if found else frozenset[str]()
+    return {name: value for name, value in found.items() if name.rpartition(".")[2] not in written}
+
+
 @functools.cache
 def written_in(module: str) -> frozenset[str]:
     """The globals and attributes that functions of a module rebind, or whose items they change."""
@@ -152,15 +175,16 @@ def written_in(module: str) -> frozenset[str]:
     return frozenset(name for one in functions for inner in ast.walk(one) for name in written_by(inner))
 
 
-def written_by(one: ast.AST) -> list[str]:
-    match one:
+def written_by(node: ast.AST) -> list[str]:
+    """The names that a statement or expression writes to."""
+    match node:
         case ast.Global(names=names):
             return names
         case ast.Attribute(value=ast.Name(id=owner), attr=name, ctx=ast.Store()) if owner != "self":
             return [name]
-        case ast.Call(func=ast.Attribute(value=held, attr=change)) if change in CHANGES:
+        case ast.Call(func=ast.Attribute(value=held, attr=change)) if change in CHANGES:  # SEEN.append(…)
             return [last_name(held)]
-        case ast.Subscript(value=held, ctx=ast.Store() | ast.Del()):
+        case ast.Subscript(value=held, ctx=ast.Store() | ast.Del()):  # SEEN[…] = …
             return [last_name(held)]
         case _:
             return []

@@ -1,24 +1,35 @@
-"""Content keys: what a node's rows depend on, and nothing else, as one hash.
+r"""Content keys: what a node's rows depend on, and nothing else, as one hash.
 
 Resume compares it with what was committed, `reuse` takes finished nodes of another run by it. A function counts by its
-source, the values it carries (defaults, closure, the constants it names) and the code of one's own that it names; an
+source, by what it carries (constants that it names, defaults, closure) and by the code of one's own that it names; an
 object by its type and its fields. Where code lives does not count: no module path, no import statement. Nothing here may
 differ between two processes: no address, no order of a set.
 
-An example. Of this rule of a user's,
+An example. Of `rule_of("a")`, with this file and `texts.py` beside it,
 
-    from texts import clean            # a module beside it
+    from texts import clean
 
     LEAST = 3
 
-    def longest(rows, rng, *, most=2):
-        return [row for row in rows if len(clean(row["response"])) >= LEAST][:most]
+    def rule_of(mark):
+        def longest(rows, rng, most=2):
+            return [row for row in rows if clean(row).count(mark) >= LEAST][:most]
+        return longest
 
-the key knows two things, each as [name, source, what its names stand for, [constants, defaults, keyword defaults, closure,
-what it wraps]]:
+the key knows this JSON, an entry for each function that is reached: its tag, its source, the tags that its names stand for,
+and what it carries, which is [constants, defaults, keyword defaults, closure, what it wraps].
 
-    ["longest#0", "def longest(rows, …", {"clean": "clean#0"}, [{"LEAST": 3}, null, {"most": 2}, {}, null]]
-    ["clean#0",   "def clean(text): …",  {},                   [{}, null, null, {}, null]]
+    [["clean#0",
+      "def clean(row):\n    return row[\"response\"].strip()\n",
+      {},
+      [{}, null, null, {}, null]],
+     ["rule_of.<locals>.longest#0",
+      "def longest(rows, rng, most=2):\n    return [row for row in rows if clean(row).count(mark) >= LEAST][:most]\n",
+      {"clean": "clean#0"},
+      [{"LEAST": 3}, [2], null, {"mark": "a"}, null]]]
+
+A tag is a name, and which one of that name it is in the order in which they are reached, so two functions `f` of two
+modules are `f#0` and `f#1`.
 """
 
 from __future__ import annotations
@@ -37,18 +48,18 @@ from selfloop.workflows.store.canonical import (
     CACHED,
     CONSTANTS,
     HERE,
-    Words,
-    constant,
+    Canonical,
     home,
     installed,
+    is_constant,
     label,
 )
 from selfloop.workflows.store.code import (
     functions_of,
     global_names,
+    has_own_code,
     imported,
     members_of,
-    own,
     source_of,
     unwritten,
 )
@@ -98,7 +109,7 @@ def identity(value: Any) -> Any:
 
 
 def source_hash(thing: Any, owner: type[Any] | None = None) -> str:
-    """Hash of a function or class: its source, the values it carries, and the same of all of one's own that it names.
+    """The hash of a function or class (of an object's): of the entries of all that it reaches.
 
     owner: the class of the object whose method the function is; what it names of that class is followed too.
     """
@@ -107,17 +118,22 @@ def source_hash(thing: Any, owner: type[Any] | None = None) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def hash_of(target: Any, owner: type[Any] | None = None) -> str:
-    found = Found(home(target), owner)
-    found.follow(target)
-    known = sorted(json.dumps(found.describe(thing), sort_keys=True) for thing in found.things)
-    return hashlib.sha256("\x1f".join(known).encode()).hexdigest()[:16]
+    known = [json.dumps(entry, sort_keys=True) for entry in entries(target, owner)]
+    return hashlib.sha256("\x1f".join(sorted(known)).encode()).hexdigest()[:16]
 
 
-SETTINGS = Words(source_hash)
+def entries(target: Any, owner: type[Any] | None = None) -> list[Any]:
+    """An entry for everything that a function or class reaches, itself first."""
+    reached = Reached(home(target), owner)
+    reached.follow(target)
+    return [reached.describe(thing) for thing in reached.things]  # which grows on the way
 
 
-class Found:
-    """The functions and classes that one reaches among one's own code, each under a tag that is the same in every process."""
+SETTINGS = Canonical(source_hash)
+
+
+class Reached:
+    """The functions and classes of one's own code that one of them reaches, each under a tag."""
 
     def __init__(self, package: str, owner: type[Any] | None):
         self.package = package
@@ -125,16 +141,7 @@ class Found:
         self.things: list[Any] = []
         self.tags: dict[int, str] = {}
         self.counts: dict[str, int] = {}
-        self.carried = Words(self.tag)
-
-    def follow(self, thing: Any) -> str:
-        """Its tag: the name, and which one of that name it is, in the order in which they are reached."""
-        if id(thing) not in self.tags:
-            name = label(thing)
-            count = self.counts[name] = self.counts.get(name, -1) + 1
-            self.tags[id(thing)] = f"{name}#{count}"
-            self.things.append(thing)
-        return self.tags[id(thing)]
+        self.values = Canonical(self.tag)
 
     def is_own(self, module: str) -> bool:
         """Whether a module's code is followed: of the same package, or a local one beside it. Selfloop's, which others
@@ -146,84 +153,94 @@ class Found:
         """What is said of a function or class that is carried: it is followed unless it is another's, installed."""
         return self.follow(thing) if not installed(str(thing.__module__)) else label(thing)
 
+    def follow(self, thing: Any) -> str:
+        """Its tag; when it is reached for the first time, it joins `things`."""
+        if id(thing) not in self.tags:
+            name = label(thing)
+            count = self.counts[name] = self.counts.get(name, -1) + 1
+            self.tags[id(thing)] = f"{name}#{count}"
+            self.things.append(thing)
+        return self.tags[id(thing)]
+
     def describe(self, thing: Any) -> list[Any]:
-        """Its tag and source, what its names stand for, and its values; what it names joins `things`."""
-        names = {word: self.follow(other) for word, other in self.named(thing)}
-        if not inspect.isclass(thing):
-            return [self.follow(thing), source_of(thing), names, self.values(thing)]
-        held = {name: self.values(function) for name, function in functions_of(thing)}
-        return [self.follow(thing), source_of(thing), names, held, self.attributes(thing)]
+        """The entry of a function or class: its tag, its source, the tags that its names stand for, and what it carries."""
+        names = {name: self.follow(code) for name, code in self.code_named(thing)}
+        if inspect.isfunction(thing):
+            return [self.follow(thing), source_of(thing), names, self.carried(thing)]
+        carried = {name: self.carried(function) for name, function in functions_of(thing)}
+        return [self.follow(thing), source_of(thing), names, carried, self.attributes(thing)]
 
-    def named(self, target: Any) -> Iterator[tuple[str, Any]]:
-        """The functions and classes of one's own that code names: as globals, of modules, by imports inside functions; of a
-        class its bases, of a method what it names of its object."""
-        found: list[tuple[str, Any]] = []
-        if inspect.isclass(target):
-            found += [(f"base {place}", base) for place, base in enumerate(target.__bases__)]
-        functions = [one for _, one in functions_of(target)] if inspect.isclass(target) else [target]
-        for function in functions:
-            found += self.reached(function)
-        for word, value in found:
-            value = value.__wrapped__ if isinstance(value, CACHED) else value
-            if (inspect.isfunction(value) or inspect.isclass(value)) and self.is_own(str(value.__module__)):
-                yield word, value
+    def code_named(self, thing: Any) -> Iterator[tuple[str, Any]]:
+        """The functions and classes of one's own that a function names; of a class its bases, and what its functions name."""
+        named: list[tuple[str, Any]] = []
+        if inspect.isclass(thing):
+            named += [(f"base {place}", base) for place, base in enumerate(thing.__bases__)]
+        for function in [one for _, one in functions_of(thing)] if inspect.isclass(thing) else [thing]:
+            named += self.named(function)
+        for name, value in named:
+            code = value.__wrapped__ if isinstance(value, CACHED) else value
+            if (inspect.isfunction(code) or inspect.isclass(code)) and self.is_own(str(code.__module__)):
+                yield name, code
 
-    def reached(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
-        """What a function's names stand for, whatever it is."""
+    def named(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
+        """The names in a function's code with what they stand for: its module's, those that it imports itself, `texts.clean`
+        of a module of one's own, `self.most` of the owner."""
         words = list(dict.fromkeys(global_names(function.__code__)))
-        for name, value in self.scope(function, words).items():
+        known = {word: function.__globals__[word] for word in words if word in function.__globals__}
+        for name, value in (known | dict(imported(function, self.is_own))).items():
             yield name, value
-            if isinstance(value, ModuleType) and self.is_own(value.__name__):
+            if self.is_own_module(value):
                 yield from ((f"{name}.{word}", vars(value)[word]) for word in words if word in vars(value))
-        members = members_of(self.owner) if self.owner is not None else {}
-        if function in members.values():
-            yield from ((f"self.{word}", members[word]) for word in words if word in members)
+        if self.owner is not None:
+            yield from self.members(function, words, self.owner)
 
-    def scope(self, function: FunctionType, words: list[str]) -> dict[str, Any]:
-        held = {word: function.__globals__[word] for word in words if word in function.__globals__}
-        return held | dict(imported(function, self.is_own))
+    def is_own_module(self, value: Any) -> bool:
+        return isinstance(value, ModuleType) and self.is_own(value.__name__)
 
-    def values(self, function: FunctionType) -> list[Any]:
-        """Its constants, its defaults, what its closure holds, and what it wraps."""
+    def members(
+        self, function: FunctionType, words: list[str], owner: type[Any]
+    ) -> Iterator[tuple[str, Any]]:
+        """Of the names in a function's code, those of the owner: its functions, if this is one of them, and its constants."""
+        functions = members_of(owner)
+        is_member = function in functions.values()
+        for word in words:
+            if is_member and word in functions:
+                yield f"self.{word}", functions[word]
+            held = inspect.getattr_static(owner, word, owner)
+            if is_constant(held):
+                yield f"self.{word}", held
+
+    def carried(self, function: FunctionType) -> list[Any]:
+        """What a function carries: its constants, its defaults, what its closure holds, and what it wraps."""
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        held = {name: cell.cell_contents for name, cell in cells if filled(cell)}
-        carried = (
-            function.__defaults__,
-            function.__kwdefaults__,
-            held,
-            getattr(function, "__wrapped__", None),
-        )
-        found = self.constants(function) if own(function) else {}
-        return [CONSTANTS.of(found), *map(self.carried.of, carried)]
+        closure = {name: cell.cell_contents for name, cell in cells if is_filled(cell)}
+        wrapped = getattr(function, "__wrapped__", None)
+        values = (function.__defaults__, function.__kwdefaults__, closure, wrapped)
+        constants = self.constants(function) if has_own_code(function) else {}
+        return [CONSTANTS.of(constants), *map(self.values.of, values)]
 
     def constants(self, function: FunctionType) -> dict[str, Any]:
-        """The plain data that a function's code names, in its module, in a module of one's own, or of its object's class.
-
-        What functions write to is no constant, nor is what Python sets (`__file__`).
-        """
-        names = [word for word in global_names(function.__code__) if word[:2] != "__"]
-        known = self.scope(function, names)
-        found, modules = {name: value for name, value in known.items() if constant(value)}, list[str]()
-        for name, module in known.items():
-            if isinstance(module, ModuleType) and self.is_own(module.__name__):
-                modules.append(module.__name__)
-                held = {word: vars(module).get(word, module) for word in names}
-                found |= {f"{name}.{word}": value for word, value in held.items() if constant(value)}
-        if self.owner is not None:
-            held = {word: inspect.getattr_static(self.owner, word, self.owner) for word in names}
-            found |= {f"self.{word}": value for word, value in held.items() if constant(value)}
-        return unwritten(found, [function.__globals__["__name__"], *modules]) if found else found
+        """The plain data that a function names, but for what Python sets (`__file__`) and what functions write to."""
+        named = list(self.named(function))
+        constants = {
+            name: value
+            for name, value in named
+            if is_constant(value) and not name.startswith("__") and ".__" not in name
+        }
+        modules = [value.__name__ for _, value in named if self.is_own_module(value)]
+        return unwritten(constants, [str(function.__globals__.get("__name__")), *modules])
 
     def attributes(self, kind: type[Any]) -> Any:
         """Constants of a class, and the defaults of its fields."""
-        found = {name: value for name, value in vars(kind).items() if name[:2] != "__" and constant(value)}
-        found = unwritten(found, [kind.__module__]) if found else found
+        found = {name: value for name, value in vars(kind).items() if name[:2] != "__" and is_constant(value)}
+        found = unwritten(found, [kind.__module__])
         if issubclass(kind, BaseModel):
             found |= {name: field.default for name, field in kind.model_fields.items()}
         return CONSTANTS.of(found)
 
 
-def filled(cell: Any) -> bool:
+def is_filled(cell: Any) -> bool:
+    """Whether a variable of a closure has been set."""
     try:
         cell.cell_contents  # noqa: B018  # pyright: ignore[reportUnusedExpression]
     except ValueError:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 import threading
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,7 +29,7 @@ from selfloop.workflows.judges.reading import numbers
 from selfloop.workflows.judges.verifiers import FunctionVerifier, Math, Number, resolve, verifier
 from selfloop.workflows.pocket import roles
 from selfloop.workflows.recipes import RECIPES
-from selfloop.workflows.store import keys
+from selfloop.workflows.store import canonical, keys
 from selfloop.workflows.store.keys import content_key, identity
 
 JUDGE = """
@@ -347,6 +348,30 @@ def test_every_node_of_every_recipe_has_the_same_key_in_every_process() -> None:
     assert " at 0x" not in one
 
 
+def test_the_example_of_the_docstring_is_what_the_key_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, entries = keys.__doc__.partition("beside it,")[2].partition("the key knows this JSON")[::2]
+    known = json.loads("[[" + entries.partition("[[")[2].rpartition("]]]")[0] + "]]]")
+    texts = known[0][1]
+    made = modules_of({"mine": textwrap.dedent(code), "texts": texts}, tmp_path / "mine", monkeypatch)
+    assert sorted(json.loads(json.dumps(keys.entries(made.rule_of("a"))))) == known
+
+
+class Judge(BaseModel):
+    level: int = 0
+
+    def parse(self, text: str) -> None: ...
+
+
+def test_the_examples_of_values_are_what_is_said_of_them() -> None:
+    lines = re.findall(r"^    (\S.*?) {2,}(\S.*)$", canonical.__doc__ or "", re.MULTILINE)
+    said = canonical.Canonical(lambda *_: "CODE")
+    for value, words in lines:
+        assert said.of(eval(value)) == json.loads(words.replace("CODE", '"CODE"')), value
+    assert len(lines) == 8
+
+
 # Where code lives does not count; what it reaches does
 
 
@@ -469,9 +494,7 @@ def test_a_verifier_by_path_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_no_module_path_is_in_a_key() -> None:
-    found = keys.Found("selfloop", None)
-    found.follow(type(rubric.AdditiveRubric()))
-    told = json.dumps([found.describe(thing) for thing in found.things])
+    told = json.dumps(keys.entries(type(rubric.AdditiveRubric())))
     assert "AdditiveRubric#0" in told
     assert "selfloop." not in re.sub(
         r'"(?:[^"\\]|\\.)*?\\n(?:[^"\\]|\\.)*"', "", told
