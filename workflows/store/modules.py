@@ -7,6 +7,7 @@ only `.py` files are copied: a file that a module reads, or a module that it imp
 
 from __future__ import annotations
 
+import ast
 import importlib
 import shutil
 import sys
@@ -98,7 +99,7 @@ def imported_by(name: str, spec: ModuleSpec) -> Iterator[tuple[str, bool]]:
     text = Path(str(spec.origin)).read_text(encoding="utf-8", errors="replace")
     for node in imports(text):
         for one in node.names:
-            if hasattr(node, "module"):
+            if isinstance(node, ast.ImportFrom):
                 path = "." * node.level + (node.module or "")
                 above = resolve_name(path, package) if node.level else path
                 yield above, True
