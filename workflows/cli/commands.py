@@ -1,4 +1,4 @@
-"""The command line: `selfloop run | resume | check | methods | show | why | chat | export | version`.
+"""The command line: `selfloop run | resume | check | methods | show | why | chat | export | new | version`.
 
 Exit status: 0 done, 2 bad input (a message on stderr), 1 failed, 130 stopped. Nothing heavy is imported before its use.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfloop.workflows.cli.new import new
 from selfloop.workflows.cli.outcomes import complain, outcomes, stopped_by_signal
 from selfloop.workflows.errors import InputError
 
@@ -245,6 +246,9 @@ def export(
         say(f"The policy after iteration {index}, in {kind}: {to.expanduser().absolute()}")
 
 
+app.add_typer(new, name="new")
+
+
 @app.command()
 def version() -> None:
     """Print the version of Selfloop and of what it runs on."""
@@ -348,10 +352,10 @@ def start(config: Config, folder: Path, found: Findings, debug: bool, yes: bool 
     """Run a checked config."""
     from selfloop.workflows.recipes import find_method
     from selfloop.workflows.report.console import Console
+    from selfloop.workflows.report.text import title_of
     from selfloop.workflows.store.metrics import read_metrics
 
-    recipe = find_method(config.recipe)
-    title = f"{recipe.title} ({recipe.paper})" if recipe and recipe.title else config.recipe
+    title = title_of(find_method(config.recipe), config.recipe)
     prompts = config.prompts
     with outcomes(debug, folder), stopped_by_signal():
         console = Console(config.iterations)

@@ -9,6 +9,7 @@ from selfloop.workflows.flow.recipe import Recipe
 from selfloop.workflows.flow.verbs.grow import Gate, Pool
 from selfloop.workflows.flow.verbs.sample import Sample
 from selfloop.workflows.flow.verbs.source import Source
+from selfloop.workflows.report.text import title_of
 from selfloop.workflows.run.setup import Setup
 
 __all__ = ["describe", "mermaid"]
@@ -21,7 +22,7 @@ def describe(config: Config, gpus: int = 0) -> str:
     rows = estimate(graph, setup)
     many = sum(rows.values())
     parts = [
-        f"{setup.recipe.title} ({setup.recipe.paper}), iteration {graph.iteration} of {config.iterations}",
+        f"{title_of(setup.recipe, config.recipe)}, iteration {graph.iteration} of {config.iterations}",
         settings(setup.recipe),
         "\n".join(line(graph, node, rows) for node in graph),
         f"Devices: {devices(config, gpus)}",
