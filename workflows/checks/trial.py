@@ -25,10 +25,9 @@ from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import SelfloopError, blamed
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.verbs.base import Context, Op
-from selfloop.workflows.flow.verbs.judge import JudgeBy, JudgeRule
-from selfloop.workflows.flow.verbs.sample import Demonstrate, Sample
+from selfloop.workflows.flow.verbs.judge import JudgeOp
 from selfloop.workflows.flow.verbs.source import Source
-from selfloop.workflows.judges.base import Verifier
+from selfloop.workflows.judges.base import Judge, Verifier
 from selfloop.workflows.judges.verifiers import FunctionVerifier, resolve
 from selfloop.workflows.run.setup import Setup
 
@@ -129,11 +128,9 @@ class Attempt:
         except Exception as error:  # the user's code: it may raise anything
             self.note(error)
             return None
-        if isinstance(self.op, JudgeRule | JudgeBy):
-            return self.verdicts(table)
-        if self.op.place == "engine" and not isinstance(self.op, Sample | Demonstrate):
-            return self.played(table)
-        return table
+        if isinstance(self.op, JudgeOp):
+            return self.verdicts(self.op, table)
+        return self.played(table) if self.op.responds else table
 
     def note(self, error: Exception) -> None:
         cause = error.__cause__ if isinstance(error, SelfloopError) and error.__cause__ else error
@@ -147,17 +144,16 @@ class Attempt:
         else:
             self.tried.notes.append(text)
 
-    def verdicts(self, table: pa.Table) -> pa.Table:
+    def verdicts(self, op: JudgeOp, table: pa.Table) -> pa.Table:
         """Says why verdicts failed; gives drawn scores where a model would have judged."""
-        assert isinstance(self.op, JudgeRule | JudgeBy)
-        column = self.op.column
+        column, by_rule = op.column, op.place != "engine"
         states: list[str] = table[f"{column}_state"].to_pylist()
         failed = [place for place, state in enumerate(states) if state == "failed"]
-        if failed and isinstance(self.op, JudgeRule):
+        if failed and by_rule:
             words = table[f"{column}_judgements"][failed[0]].as_py()
-            why = f"{words[0]['text'] if words else ''}{self.place(table)}"
+            why = f"{words[0]['text'] if words else ''}{self.place(op.judge, table)}"
             self.judged(why, len(failed), len(states))
-        if isinstance(self.op, JudgeRule):
+        if by_rule:
             return table
         draw = random.Random(derive_seed(self.setup.config.seed, "trial", self.node.name))
         table = with_column(
@@ -174,9 +170,9 @@ class Attempt:
                 f"{PROMPTS} prompts with gold answers as responses: {why}"
             )
 
-    def place(self, table: pa.Table) -> str:
+    @staticmethod
+    def place(judge: Judge, table: pa.Table) -> str:
         """File and line at which a verifier raises."""
-        judge = self.op.judge if isinstance(self.op, JudgeRule) else None
         if not isinstance(judge, Verifier):
             return ""
         for _, rows in groups(table):

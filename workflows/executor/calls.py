@@ -196,8 +196,8 @@ class Calls:
     def row_by_row(self, call: Call, error: RayError) -> Counts:
         """Find the row that ends its replicas: it becomes a failed row, all others are computed."""
         node = call.flow.node
-        failed: Any = getattr(node.op, "failed", None)
-        if failed is None or call.method != "run":
+        assert node.op is not None
+        if not node.op.fails or call.method != "run":
             raise EngineError(
                 f"batch {call.index} of node {node.name!r} ended {call.tries} {call.pool.name} actors: {error}"
             )
@@ -215,7 +215,7 @@ class Calls:
             except (RayActorError, GetTimeoutError) as death:
                 self.actors.mender.revive(call.pool, call.replica)
                 tables.append(
-                    failed(piece, context, f"it ended the {call.pool.name}: {type(death).__name__}")
+                    node.op.failed(piece, context, f"it ended the {call.pool.name}: {type(death).__name__}")
                 )
         table = pa.concat_tables(tables, promote_options="default")
         call.data = ray.put(packed(table))

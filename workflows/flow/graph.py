@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from selfloop.workflows.flow.verbs.base import Op
-from selfloop.workflows.flow.verbs.source import Saved
+from selfloop.workflows.flow.verbs.judge import JudgeOp
+from selfloop.workflows.flow.verbs.source import Saved, Source
+from selfloop.workflows.judges.base import Judge
 from selfloop.workflows.objectives.base import Objective
 from selfloop.workflows.store.keys import identity
 
@@ -91,6 +93,11 @@ class Node:
         return self.op if isinstance(self.op, Saved) else None
 
     @property
+    def row_inputs(self) -> tuple[str, ...]:
+        """The inputs whose rows become its rows; the others stand beside them."""
+        return self.inputs[:1] if self.op is not None and self.op.takes == "first" else self.inputs
+
+    @property
     def given(self) -> bool:
         """Whether its rows are there before the iteration begins: it computes and stores none."""
         return self.op is not None and self.op.place == "driver"
@@ -120,6 +127,24 @@ class Graph:
     def readers(self, name: str) -> list[Node]:
         """The nodes that read this node's rows."""
         return [node for node in self if name in node.inputs]
+
+    def before(self, name: str) -> Iterator[Node]:
+        """The node itself and all that its rows come from, in this iteration."""
+        waiting, seen = [name], set[str]()
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                yield self.nodes[name]
+                waiting += reversed(self.nodes[name].inputs)
+
+    def sources(self, name: str) -> Iterator[str]:
+        """The named sources that a node's rows come from."""
+        return (node.op.source for node in self.before(name) if isinstance(node.op, Source))
+
+    def judges(self) -> Iterator[tuple[Node, Judge]]:
+        """The nodes that judge, with their judges."""
+        return ((node, node.op.judge) for node in self if isinstance(node.op, JudgeOp))
 
     def with_op(self, name: str, op: Op, columns: frozenset[str]) -> None:
         """Replace a node's op, e.g. a source that shall not carry answers."""

@@ -10,12 +10,8 @@ from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.plan import Planner
 from selfloop.workflows.flow.provenance import made_before
 from selfloop.workflows.flow.verbs.base import Op
-from selfloop.workflows.flow.verbs.grow import Gate
-from selfloop.workflows.flow.verbs.join import Concat, Merge, Save
 from selfloop.workflows.flow.verbs.judge import JudgeOp
-from selfloop.workflows.flow.verbs.measure import Measure
 from selfloop.workflows.flow.verbs.source import Saved, Source
-from selfloop.workflows.flow.verbs.whole import Summary
 from selfloop.workflows.judges.verifiers import FunctionVerifier
 from selfloop.workflows.objectives.columns import needed_columns
 
@@ -55,10 +51,8 @@ def columns(graph: Graph, node: Node) -> Iterator[str]:
     """Columns that a node reads and its inputs lack."""
     if node.op is None:
         return
-    for source in node.inputs[:1] if getattr(node.op, "beside", False) else node.inputs:
+    for source in node.row_inputs:
         missing = sorted(node.op.reads - graph.nodes[source].columns)
-        if not missing or isinstance(node.op, Summary):
-            continue
         if "answer" in missing:
             yield (f"node {node.name!r} checks responses against the gold answer, and the prompts have none. Map a column to it "
                    "(prompts.columns.answer=<column>) or choose a recipe that works without labels"
@@ -129,13 +123,13 @@ def heads(graph: Graph, node: Node) -> Iterator[str]:
     way = "A model gets one by model.adapt(ScalarHead())"
     op, model, train = node.op, node.model, node.training
     if op is not None and model is not None:
-        what = op.what if isinstance(op, Measure) else ""
+        what = op.wants
         if what in ("values", "rewards") and model.head == "none":
             yield f"node {node.name!r} measures {what}, and {model.name} has no scalar head. {way}"
         if what == "rewards" and model.head == "new":
             yield (f"node {node.name!r} measures rewards, and the scalar head of {model.name} was never trained: it says 0 of "
                    "everything. Measure the model that train(…) gives")  # fmt: skip
-        if model.head != "none" and (op.place == "engine" or what == "logprobs"):
+        if model.head != "none" and what in ("words", "logprobs"):
             yield (f"node {node.name!r} needs words of {model.name}, and that has a scalar head instead, which no engine "
                    "serves. Ask the policy, or measure values or rewards of it")  # fmt: skip
     if train is not None:
@@ -183,7 +177,7 @@ def unread(graph: Graph, node: Node) -> Iterator[str]:
         used = any(model.node == made for other in graph for model in other.models)
         if not used and all(model.node != made for model in graph.outputs.values()):
             yield f"the model of node {made!r} is neither returned nor used. Return it from iteration(), or delete the node"
-    elif not isinstance(node.op, Save | Summary) and not graph.readers(node.name):
+    elif node.op is not None and not node.op.final and not graph.readers(node.name):
         yield f"nobody reads the rows of node {node.name!r}. Train on them, save(…) them, or delete the node"
 
 
@@ -203,7 +197,7 @@ def folders(graph: Graph, node: Node) -> Iterator[str]:
 
 def batches(graph: Graph, node: Node, graph_of: GraphOf | None) -> Iterator[str]:
     """Streams that are merged batch by batch and do not hold the same prompts in the same batches."""
-    if not isinstance(node.op, Merge):
+    if node.op is None or node.op.takes != "all" or node.op.barrier:
         return
     first = node.inputs[0]
     made = cutters(graph, first)
@@ -220,10 +214,9 @@ def cutters(graph: Graph, name: str) -> list[Node]:
     """The sources and barriers that cut a stream into its batches, one after the other where streams were concatenated."""
     node = graph.nodes[name]
     assert node.op is not None
-    if isinstance(node.op, Concat):
+    if node.op.takes == "in turn":
         return [one for given in node.inputs for one in cutters(graph, given)]
-    passes = isinstance(node.op, Gate) or not node.op.barrier  # a gate lets all rows through or none
-    return cutters(graph, node.inputs[0]) if passes and node.inputs else [node]
+    return cutters(graph, node.inputs[0]) if node.inputs and not node.op.cuts else [node]
 
 
 def cut(node: Node, graph_of: GraphOf | None) -> object:

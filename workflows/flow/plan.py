@@ -15,9 +15,7 @@ from selfloop.workflows.flow.graph import Graph, ModelRef
 from selfloop.workflows.flow.iteration import Iteration, SourceInfo
 from selfloop.workflows.flow.recipe import Recipe
 from selfloop.workflows.flow.stream import Builder, Model, Stream
-from selfloop.workflows.flow.verbs.base import Op
 from selfloop.workflows.flow.verbs.join import Save
-from selfloop.workflows.flow.verbs.judge import JudgeOp
 from selfloop.workflows.flow.verbs.source import Saved
 from selfloop.workflows.flow.verbs.whole import Summary
 from selfloop.workflows.judges.answers import Extract
@@ -66,7 +64,7 @@ class Planner:
     def graph(self, index: int) -> Graph:
         """The graph of iteration `index`, with answers only where the recipe's own nodes read them."""
         graph = self.build(index, dict(self.sources))
-        reads_answers = any(node.op and reads_answer(node.op) for node in graph if not node.evaluation)
+        reads_answers = any(node.op and node.op.sees_answer for node in graph if not node.evaluation)
         if index == 0 or reads_answers:
             return graph
         blind = {name: info if name == "heldout" else replace(info, columns=info.columns - {"answer"})
@@ -139,11 +137,6 @@ def written(recipe: Recipe, it: Iteration) -> Model | dict[str, Model]:
         raise InputError(
             f"{type(recipe).__name__}.iteration raised {type(error).__name__}: {in_short(error)}{blamed(error)}. Mend it there"
         ) from error
-
-
-def reads_answer(op: Op) -> bool:
-    """Whether a node may read the gold answer: a judge that does not say what it reads may."""
-    return "answer" in op.reads or (isinstance(op, JudgeOp) and op.judge.sees_answer)
 
 
 def as_roles(result: Model | dict[str, Model], recipe: Recipe) -> dict[str, Model]:

@@ -15,9 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selfloop.workflows.errors import TrainerError
-from selfloop.workflows.flow.graph import Graph, Node
-from selfloop.workflows.flow.verbs.play import Play
-from selfloop.workflows.flow.verbs.sample import Demonstrate, Sample
+from selfloop.workflows.flow.graph import Graph
 
 __all__ = ["Writer", "Writers", "made_before", "refuse_strangers", "writers_of"]
 
@@ -57,30 +55,18 @@ def writers_of(graph: Graph, node: str, graph_of: Callable[[int], Graph]) -> fro
         if (where.iteration, first) in seen:
             continue
         seen.add((where.iteration, first))
-        for held in before(where, first):
+        for held in where.before(first):
             if held.saved is not None:
                 waiting.append((graph_of(held.saved.iteration), held.saved.node))
-            elif isinstance(held.op, Demonstrate):
-                found.add(Writer(held.name, held.op.source, None))
-            elif isinstance(held.op, Sample | Play) and held.model is not None:
-                found.add(Writer(held.name, held.model.label, held.model.version))
+            elif held.op is not None and held.op.responds:
+                model = (held.model.label, held.model.version) if held.model else ("", None)
+                found.add(Writer(held.name, *held.op.author(*model)))
     return frozenset(found)
 
 
 def made_before(graph: Graph, node: str) -> bool:
     """Whether this node or one before it makes responses, or reads rows of an earlier iteration."""
-    return any(isinstance(held.op, Demonstrate | Sample | Play) or held.saved for held in before(graph, node))
-
-
-def before(graph: Graph, node: str) -> Iterator[Node]:
-    """The node itself and all that its rows come from, in the graph of its iteration."""
-    waiting, seen = [node], set[str]()
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            yield graph.nodes[name]
-            waiting += graph.nodes[name].inputs
+    return any((held.op and held.op.responds) or held.saved for held in graph.before(node))
 
 
 def refuse_strangers(table: pa.Table, writers: Writers) -> None:

@@ -29,19 +29,8 @@ from selfloop.workflows.report.ticker import SILENCE, Ticker, elapsed
 
 __all__ = ["Console"]
 
-PHRASES = {
-    "prompts": "prompts are read",
-    "sample": "the policy answers prompts",
-    "judge": "answers are judged",
-    "score": "answers are scored",
-    "keep": "the answers worth learning from are kept",
-    "pair": "better and worse answers are paired",
-    "merge": "answers are joined",
-    "map": "rows are rewritten",
-    "gather": "all rows are looked at together",
-    "measure": "log-probs are measured",
+PHRASES = {  # of nodes that are not a verb of the recipe's page
     "train": "the policy learns",
-    "save": "rows are kept for later iterations",
     "heldout": "the exam on held-out prompts",
     "evaluation": "the exam's results are summed up",
 }
@@ -64,6 +53,7 @@ class Stage:
     step: str = ""
     loss: float | None = None
     left: str = ""
+    what: str = ""
 
     def amount(self) -> str:
         if self.step:
@@ -71,9 +61,9 @@ class Stage:
         return f"{self.rows:,}" if self.total is None else f"{self.rows:,} of {self.total:,}"
 
 
-def phrase(node: str) -> str:
-    """What a node does, in words; empty for nodes of unusual names."""
-    return PHRASES.get(node.split("-", 1)[0], "")
+def phrase(node: str, stage: Stage) -> str:
+    """What a node does, in words, if they are known."""
+    return stage.what or PHRASES.get(node.split("-", 1)[0], "")
 
 
 class Console:
@@ -182,12 +172,13 @@ class Console:
         tokens_per_s: float | None = None,
         queued: int | None = None,
         done: bool = False,
+        what: str = "",
     ) -> None:
-        """How far a node of the running iteration is. Call it as often as you like."""
+        """How far a node of the running iteration is. what: what it does, in words. Call it as often as you like."""
         with self.lock:
             stage = self.stages.setdefault(node, Stage(printed=self.now()))
             finished_now = (done or (total is not None and rows >= total > 0)) and not stage.done
-            stage.rows, stage.total, stage.queued = rows, total, queued
+            stage.rows, stage.total, stage.queued, stage.what = rows, total, queued, what
             stage.step, stage.loss, stage.left = "", None, ""
             stage.tokens_per_s = tokens_per_s or (None if stage.done else stage.tokens_per_s)
             stage.done = stage.done or finished_now
@@ -220,7 +211,7 @@ class Console:
         parts += [f"{stage.tokens_per_s:,.0f} tokens/s"] if stage.tokens_per_s else []
         parts += [f"{stage.left} left"] if stage.left else []
         parts += [f"{stage.queued} batches queued"] if stage.queued else []
-        parts += [phrase(node)] if phrase(node) else []
+        parts += [phrase(node, stage)] if phrase(node, stage) else []
         return f"[{self.clock()}] iteration {self.current()} · " + " · ".join(parts)
 
     def iteration(self, index: int, metrics: Mapping[str, Any], cut: str = "") -> None:
@@ -280,7 +271,7 @@ class Console:
             style = "dim" if stage.done else ""
             what = [f"loss {stage.loss:.4f}"] if stage.loss is not None else []
             what += [f"{stage.left} left"] if stage.left else []
-            what += [phrase(node)] if phrase(node) else []
+            what += [phrase(node, stage)] if phrase(node, stage) else []
             table.add_row(escape(node), stage.amount(), rate, queued, " · ".join(what), style=style)
         return table
 

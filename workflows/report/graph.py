@@ -6,8 +6,6 @@ from selfloop.workflows.config import Config
 from selfloop.workflows.config.devices import bundles
 from selfloop.workflows.flow.graph import Graph, Node
 from selfloop.workflows.flow.recipe import Recipe
-from selfloop.workflows.flow.verbs.grow import Gate, Pool
-from selfloop.workflows.flow.verbs.sample import Sample
 from selfloop.workflows.flow.verbs.source import Source
 from selfloop.workflows.report.text import title_of
 from selfloop.workflows.run.setup import Setup
@@ -71,17 +69,10 @@ def estimate(graph: Graph, setup: Setup) -> dict[str, int]:
     """Rows of every node at most: what a rule drops is not known before."""
     rows: dict[str, int] = {}
     for node in graph:
-        if isinstance(node.op, Source):
-            known = setup.sources[node.op.source].num_rows
-            rows[node.name] = min(known, node.op.count) if node.op.count else known
-        elif node.given:
-            rows[node.name] = 0  # of an earlier iteration: none is known yet
-        elif node.training is None:
-            many = node.op.n if isinstance(node.op, Sample) else 1
-            read = node.inputs[:1] if isinstance(node.op, Gate | Pool) else node.inputs
-            rows[node.name] = many * max((rows[name] for name in read), default=0)
-            if node.verb == "pair":
-                rows[node.name] = min(rows[node.name], setup.sources["prompts"].num_rows)
+        if node.op is not None:  # rows of an earlier iteration are counted as none: they are not known yet
+            source = setup.sources[node.op.source].num_rows if isinstance(node.op, Source) else 0
+            read = max((rows[name] for name in node.row_inputs), default=source)
+            rows[node.name] = node.op.rows(read, setup.sources["prompts"].num_rows)
     return rows
 
 

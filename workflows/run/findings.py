@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from selfloop.workflows.errors import InputError
-from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.verbs.source import Source
 from selfloop.workflows.run.fitting import fitting, place_of, spoken
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.run.template_check import template_findings
@@ -57,19 +54,11 @@ def identical_pairs(table: pa.Table) -> list[str]:
 
 def learned_from(setup: Setup) -> set[str]:
     """The sources whose rows reach a train node in the first iterations."""
-
-    def above(graph: Graph, name: str) -> Iterator[str]:
-        node = graph.nodes[name]
-        if isinstance(node.op, Source):
-            yield node.op.source
-        for given in node.inputs:
-            yield from above(graph, given)
-
     found: set[str] = set()
     for index in range(1, min(2, setup.config.iterations) + 1):
         try:
             graph = setup.planner.graph(index)
         except InputError:  # the lint says so
             continue
-        found |= {name for node in graph if node.training is not None for name in above(graph, node.name)}
+        found |= {name for node in graph if node.training is not None for name in graph.sources(node.name)}
     return found

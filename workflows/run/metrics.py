@@ -26,17 +26,17 @@ def metrics_of(graph: Graph, outcome: Outcome, seconds: float) -> dict[str, floa
         }
     for node in graph:
         counted = outcome.counts.get(node.name)
-        if counted is None or node.evaluation:
+        if counted is None or node.evaluation or node.op is None:
             continue
         name = node.name.replace("-", "_").replace("@", "_")
         metrics[f"{name}_rows"] = counted.rows
         if counted.failed:
             metrics[f"{name}_failed_rows"] = counted.failed
-        if node.verb == "sample":
+        if "truncated" in node.op.metrics:
             metrics[f"{name}_truncated_share"] = (counted.truncated or 0) / max(counted.rows, 1)
-        if node.verb == "demonstrate" and counted.stripped:
+        if "stripped" in node.op.metrics and counted.stripped:
             metrics[f"{name}_stripped_ends"] = counted.stripped
-        if node.verb in ("judge", "measure"):
+        if "verdicts" in node.op.metrics:
             metrics |= verdict_metrics(name, counted)
     idle = bool(outcome.trained) and outcome.idle >= set(outcome.trained)
     return metrics | signal_metrics(graph, outcome.counts, idle)

@@ -9,8 +9,6 @@ from typing import Any
 
 from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.flow.graph import Graph, Node
-from selfloop.workflows.flow.verbs.grow import Gate
-from selfloop.workflows.flow.verbs.join import Concat
 from selfloop.workflows.flow.verbs.source import Saved, Source
 from selfloop.workflows.run.job import Job
 from selfloop.workflows.store.parts import Part, Stored
@@ -73,9 +71,15 @@ class Flow:
         return self.node.training is not None or (self.node.op is not None and self.node.op.barrier)
 
     @property
+    def in_turn(self) -> bool:
+        """Whether its batches are those of one input after the other."""
+        return self.node.op is not None and self.node.op.takes == "in turn"
+
+    @property
     def beside(self) -> Flow | None:
         """The input that every batch gets whole, once it is complete."""
-        return self.inputs[1] if getattr(self.node.op, "beside", False) else None
+        more = self.inputs[len(self.node.row_inputs) :]
+        return more[0] if more and not self.barrier else None
 
     def followers(self, active: set[str]) -> list[Flow]:
         """The active readers that take batch after batch."""
@@ -96,7 +100,7 @@ class Flow:
         if any(count is None for count in totals):
             return None
         counts = [count for count in totals if count is not None]
-        return sum(counts) if isinstance(self.node.op, Concat) else max(counts)
+        return sum(counts) if self.in_turn else max(counts)
 
     def fetch(self, index: int) -> Any:
         """A batch's rows: a table or reference while held, else where they are committed; None if not there yet."""
@@ -112,7 +116,7 @@ class Flow:
 
     def needs(self, index: int) -> list[tuple[Flow, int]]:
         """The input batches that batch `index` is made from."""
-        if isinstance(self.node.op, Concat):
+        if self.in_turn:
             for flow in self.inputs:
                 count = flow.total or 0
                 if index < count:
@@ -161,14 +165,14 @@ class Flow:
         """Let go of rows that are committed and that no active reader still has to read."""
         oldest = min((flow.sent for flow in self.followers(active)), default=None)
         limit = len(self.stored) if oldest is None else min(len(self.stored), oldest)
-        if any(isinstance(flow.node.op, Concat) for flow in self.readers):
+        if any(flow.in_turn for flow in self.readers):
             limit = len(self.stored)
         for index in [index for index in self.buffer if index < limit]:
             del self.buffer[index]
 
     def backlog(self, active: set[str]) -> int:
         """Batches released or in flight that an active reader has not taken yet, or that wait for the writer."""
-        readers = [flow for flow in self.followers(active) if not isinstance(flow.node.op, Concat)]
+        readers = [flow for flow in self.followers(active) if not flow.in_turn]
         unread = max((self.sent - flow.sent for flow in readers), default=0)
         return max(unread, self.sent - len(self.stored) - UNCOMMITTED)
 
@@ -205,11 +209,11 @@ def batch_sizes(graph: Graph, job: Job) -> dict[str, int]:
         return name
 
     for node in graph:
-        same: list[Any] = list(node.inputs[:1] if getattr(node.op, "beside", False) else node.inputs)
+        same: list[Any] = list(node.row_inputs)
         if isinstance(node.op, Source | Saved):
             same = [node.op.taken]
-        elif node.training is not None or (node.op is not None and node.op.barrier):
-            same = same[:1] if isinstance(node.op, Gate) else []
+        elif node.op is None or node.op.cuts:
+            same = []
         for other in same:
             if head(other) != head(node.name):
                 heads[head(other)] = head(node.name)

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from selfloop.workflows.errors import InputError
-from selfloop.workflows.flow.graph import Graph, Node
+from selfloop.workflows.flow.graph import Graph
 from selfloop.workflows.flow.lint import lint
-from selfloop.workflows.flow.verbs.judge import JudgeRule
-from selfloop.workflows.flow.verbs.source import Source
 from selfloop.workflows.judges.verifiers import VERIFIERS, AnswerVerifier
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.sources import heldout_spec, iter_prompts
@@ -156,15 +154,5 @@ def places_of(setup: Setup, name: str, answers: set[str]) -> dict[str, str]:
 def judged_sources(graph: Graph) -> list[tuple[str, AnswerVerifier]]:
     """Each source whose rows are compared with gold answers, and by what."""
 
-    def above(node: Node) -> Iterator[str]:
-        if isinstance(node.op, Source):
-            yield node.op.source
-        for name in node.inputs:
-            yield from above(graph.nodes[name])
-
-    judges = [
-        (node, node.op.judge)
-        for node in graph
-        if isinstance(node.op, JudgeRule) and isinstance(node.op.judge, AnswerVerifier)
-    ]
-    return list(dict.fromkeys((name, judge) for node, judge in judges for name in above(node)))
+    judges = [(node.name, judge) for node, judge in graph.judges() if isinstance(judge, AnswerVerifier)]
+    return list(dict.fromkeys((name, judge) for node, judge in judges for name in graph.sources(node)))

@@ -12,7 +12,6 @@ from selfloop.actors.train.telling import Told
 from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Graph
-from selfloop.workflows.flow.verbs.whole import Summary
 from selfloop.workflows.run.job import Job
 from selfloop.workflows.run.models import made_by
 from selfloop.workflows.run.node import Flow, make_flows
@@ -91,7 +90,7 @@ class Runner:
             self.job.models.note(made_by(flow.node, self.graph), Place.of(entry["model"], self.job.folder))
             self.outcome.trained[flow.node.name] = entry.get("metrics", {})
             self.outcome.idle |= {flow.node.name} if entry.get("idle") else set()
-        if isinstance(flow.node.op, Summary):
+        if flow.node.op is not None and flow.node.op.numbers:
             self.outcome.read_summary(flow.stored)
 
     def end(self, flow: Flow) -> None:
@@ -110,7 +109,7 @@ class Runner:
         }
         self.job.folder.commit_node(self.graph.iteration, flow.node.name, entry)
         self.outcome.counts[flow.node.name] = flow.counted
-        if isinstance(flow.node.op, Summary):
+        if flow.node.op is not None and flow.node.op.numbers:
             self.outcome.read_summary(flow.stored)
         self.report(flow)
 
@@ -179,6 +178,8 @@ class Runner:
         """Tell the console how far the node is, and stop a run whose rows mostly fail."""
         counted = flow.counted
         self.job.check_failures(self.graph.iteration, flow.node.name, counted, done=False)
-        tokens = (counted.tokens or 0) if flow.node.verb == "sample" else 0
-        stage = Stage(len(flow.stored), flow.total, counted.rows, tokens, flow.in_flight, flow.complete)
+        op = flow.node.op
+        tokens = (counted.tokens or 0) if op is not None and "tokens" in op.metrics else 0
+        what = op.phrase if op is not None and not flow.node.evaluation else ""
+        stage = Stage(len(flow.stored), flow.total, counted.rows, tokens, flow.in_flight, flow.complete, what)
         self.job.progress(flow.node.name, stage)  # what is counted is committed

@@ -12,11 +12,7 @@ from typing import Any
 
 from selfloop.workflows.data.batches import Counts, counting
 from selfloop.workflows.flow.graph import Graph, Node
-from selfloop.workflows.flow.provenance import before
 from selfloop.workflows.flow.verbs.grow import Pool
-from selfloop.workflows.flow.verbs.join import Concat, Save
-from selfloop.workflows.flow.verbs.play import Play
-from selfloop.workflows.flow.verbs.sample import Sample
 from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.parts import Rows, read_columns
 
@@ -87,7 +83,7 @@ def number(counts: Mapping[str, Counts], node: str, name: str) -> float:
 
 def makers(graph: Graph, node: str) -> list[Node]:
     """The nodes of this iteration whose sampled answers flow into a node."""
-    return [one for one in before(graph, node) if isinstance(one.op, Sample | Play)]
+    return [one for one in graph.before(node) if one.op and one.op.responds and one.op.wants == "words"]
 
 
 def root_of(graph: Graph, name: str) -> str:
@@ -100,7 +96,7 @@ def root_of(graph: Graph, name: str) -> str:
 def own_streams(graph: Graph, name: str) -> Iterator[str]:
     """The streams that a node's rows come from, apart from those that earlier iterations kept."""
     node = graph.nodes[name]
-    if isinstance(node.op, Concat | Save):
+    if node.op is not None and node.op.passes:
         for given in node.inputs:
             yield from own_streams(graph, given)
     elif not node.given:
@@ -109,5 +105,5 @@ def own_streams(graph: Graph, name: str) -> Iterator[str]:
 
 def surplus(graph: Graph, name: str, counts: Mapping[str, Counts]) -> float:
     """Groups that a pool which was full already did not take: they were not without signal."""
-    pools = [one for one in before(graph, name) if isinstance(one.op, Pool) and one.op.accept is None]
+    pools = [one for one in graph.before(name) if isinstance(one.op, Pool) and one.op.accept is None]
     return sum(number(counts, one.inputs[0], "groups") - number(counts, one.name, "groups") for one in pools)

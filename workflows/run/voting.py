@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import pyarrow.parquet as pq
 
 from selfloop.workflows.flow.graph import Graph, Node
-from selfloop.workflows.flow.verbs.judge import JudgeRule
 from selfloop.workflows.judges.answers import extract_answer
 from selfloop.workflows.judges.verifiers import Exact
 from selfloop.workflows.judges.votes import VoteJudge, are_numbers
@@ -40,8 +39,9 @@ def voters(setup: Setup, graph: Graph) -> list[Node]:
     """The nodes that vote by text, unless the answers are checked by text too."""
     if isinstance(setup.checker, Exact):
         return []
-    judges = [(node, node.op.judge) for node in graph if isinstance(node.op, JudgeRule)]
-    return [node for node, judge in judges if isinstance(judge, VoteJudge) and judge.extract == "text"]
+    return [
+        node for node, judge in graph.judges() if isinstance(judge, VoteJudge) and judge.extract == "text"
+    ]
 
 
 def note(texts: Sequence[str | None]) -> Iterator[str]:

@@ -40,8 +40,9 @@ class Watcher(Protocol):
         tokens_per_s: float | None = None,
         queued: int | None = None,
         done: bool = False,
+        what: str = "",
     ) -> None:
-        """How far a node is, in rows."""
+        """How far a node is, in rows. what: what it does, in words."""
         ...
 
     def training(
@@ -69,7 +70,7 @@ class Watcher(Protocol):
 @dataclass(frozen=True)
 class Stage:
     """How far a node is. batches, rows, tokens: committed; total: batches it will have, if that is known; queued: batches
-    on their way."""
+    on their way; what: what it does, in words."""
 
     batches: int
     total: int | None
@@ -77,6 +78,7 @@ class Stage:
     tokens: int = 0
     queued: int = 0
     complete: bool = False
+    what: str = ""
 
 
 class Progress:
@@ -94,4 +96,5 @@ class Progress:
         since, before = self.started.setdefault(node, (now, tokens))
         rate = (tokens - before) / (now - since) if now - since > 0.5 else None
         expected = round(state.rows / state.batches * state.total) if state.batches and state.total else None
-        self.console.stage(node, state.rows, expected, rate or None, state.queued or None, state.complete)
+        queued, done, what = state.queued or None, state.complete, state.what
+        self.console.stage(node, state.rows, expected, rate or None, queued, done, what)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.workflows.data.batches import Counts, Verdicts
-from selfloop.workflows.flow.graph import Graph, Node
-from selfloop.workflows.flow.verbs.judge import JudgeOp, JudgeRule
-from selfloop.workflows.judges.base import Verifier
+from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.judges.base import Judge, Verifier
 from selfloop.workflows.models.lengths import positions_of
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.run.signal import makers
@@ -80,8 +79,7 @@ def cut_share(graph: Graph, entries: dict[str, Any]) -> float:
 
 def mean_score(graph: Graph, entries: dict[str, Any]) -> float | None:
     """Mean verdict of the checker of answers; one without a score is wrong. None where no checker judges."""
-    held = [counted for node, counted in judged(graph, entries)
-            if isinstance(node.op, JudgeRule) and isinstance(node.op.judge, Verifier)]  # fmt: skip
+    held = [counted for judge, counted in judged(graph, entries) if isinstance(judge, Verifier)]
     counted = sum(held, Counts())
     score = counted.verdicts.get("score", Verdicts({})).sum
     return (score or 0.0) / counted.rows if counted.rows else None
@@ -94,10 +92,10 @@ def abstentions(graph: Graph, entries: dict[str, Any]) -> float:
     return states.get("abstain", 0) / max(sum(states.values()), 1)
 
 
-def judged(graph: Graph, entries: dict[str, Any]) -> list[tuple[Node, Counts]]:
-    """The recipe's own judging nodes with what the manifest counts of them."""
-    nodes = [node for node in graph if isinstance(node.op, JudgeOp) and not node.evaluation]
-    return [(node, Counts.of(entries[node.name])) for node in nodes if node.name in entries]
+def judged(graph: Graph, entries: dict[str, Any]) -> list[tuple[Judge, Counts]]:
+    """The judges of the recipe's own nodes with what the manifest counts of these."""
+    own = [(node.name, judge) for node, judge in graph.judges() if not node.evaluation]
+    return [(judge, Counts.of(entries[name])) for name, judge in own if name in entries]
 
 
 def more_samples(setup: Setup) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_plain_lines_explain_themselves() -> None:
         console.start("Selfloop: pocket improves itself", {"iterations": 2, "exam": "256 prompts"})
         console.iteration(0, {"heldout_accuracy": 0.5})
         console.stage("sample", 10, 100, tokens_per_s=7000)
-        console.stage("sample", 100, 100, tokens_per_s=7000, queued=2)
+        console.stage("sample", 100, 100, tokens_per_s=7000, queued=2, what="the policy answers prompts")
         console.stage("sample", 100, 100, tokens_per_s=7000, done=True)
         console.iteration(1, {"heldout_accuracy": 0.71})
         console.done("runs/x")
@@ -97,9 +97,9 @@ def test_no_silence_of_fifteen_seconds_whatever_happens() -> None:
 
     with console.doing("engines and trainer start"):
         pass_time(40)
-    console.stage("sample", 0, None, queued=4)
+    console.stage("sample", 0, None, queued=4, what="the policy answers prompts")
     pass_time(20)
-    console.stage("sample", 64, 64, done=True)
+    console.stage("sample", 64, 64, done=True, what="the policy answers prompts")
     pass_time(20)
     assert file.getvalue().splitlines() == [
         "[0:14] engines and trainer start …",

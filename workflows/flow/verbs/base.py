@@ -3,12 +3,26 @@
 Both runtimes call the same ops: `op.run(tables, context)` takes one table an input and returns one table. Where it runs
 is `op.place`: on an engine, on the trainer, on a CPU worker. Rows that fail become data (`status`); an op that breaks
 raises.
+
+**A new verb** is one file in this folder and one method of `Stream`. The file holds a frozen dataclass of `Op` with
+
+    verb     its name in graphs and content keys
+    reads    the columns without which it cannot run: the lint asks
+    writes   the columns it adds (or `columns`, where it does not keep its input's)
+    run      the work, on one batch of whole prompt groups
+
+and, where the default does not say it: `place` and `wants` (a model), `barrier` (the whole stream at once), `takes` (more
+streams than one), `responds`, `opens`, `passes`, `numbers` and `final` (what its rows are), `phrase` (the screen's words),
+`tell`, `shows` and `became` (what `selfloop why` says), `rows` (the estimate of `check`), `failed` (a row that ends its
+actor), `metrics`. Lint, provenance, both runtimes, screen, `why` and the picture of the graph ask for nothing else. Its
+fields are in its content key. The method of Stream is one line: `return self.add(Shout(column), name=name)`, with `model=` where
+a model takes part and further streams in between where it `takes` them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +31,7 @@ import pyarrow as pa
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import RecipeError, SelfloopError
 from selfloop.workflows.flow.asks import Engine, Scorer
+from selfloop.workflows.flow.telling import Seen, Told, named, same_rows
 from selfloop.workflows.store.keys import identity
 
 if TYPE_CHECKING:
@@ -25,6 +40,13 @@ if TYPE_CHECKING:
 __all__ = ["PROMPT_COLUMNS", "Context", "Op", "Place", "apply", "call", "reads_of"]
 
 Place = Literal["driver", "engine", "trainer", "worker"]
+Takes = Literal["first", "all", "in turn"]
+"""Whose rows become an op's: its first input's, with one more input handed whole to each batch; those of all inputs, batch k
+with batch k; those of one input after the other."""
+Wants = Literal["", "words", "logprobs", "values", "rewards"]
+Shows = Literal["", "verdict", "pair", "text", "value", "changes"]
+"""What `why` shows of its rows (of responses their text): nothing, verdicts, both sides, a text that is another now, the columns
+that it writes, or whatever is not as it was."""
 PROMPT_COLUMNS = frozenset({"prompt_id", "prompt", "answer", "meta", "parent"})
 
 
@@ -54,18 +76,52 @@ class Context:
 
 @dataclass(frozen=True)
 class Op:
-    """Base of all ops. `reads`: columns its inputs must have. `columns`: what its rows have afterwards."""
+    """Base of all ops: what everybody else may ask of one. The module says which of it a new verb writes."""
 
     verb: ClassVar[str] = ""
     place: ClassVar[Place] = "worker"
-    barrier: ClassVar[bool] = False
+    barrier: ClassVar[bool] = False  # it is given whole streams, once they have ended
+    takes: ClassVar[Takes] = "first"
+    responds: ClassVar[bool] = False  # its rows are responses of its own
+    opens: ClassVar[bool] = False  # its rows may open prompts that its input does not have
+    passes: ClassVar[bool] = False  # its rows are those of its inputs, as they are
+    numbers: ClassVar[bool] = False  # its rows are named numbers (name, value) for metrics.jsonl
+    final: ClassVar[bool] = False  # nobody in the graph has to read its rows
+    fails: ClassVar[bool] = False  # it can give rows that end their actor as failed ones, by `failed`
+    phrase: ClassVar[str] = ""  # what it does, in the screen's words
+    shows: ClassVar[Shows] = "changes"
+    metrics: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of its counts, those told: tokens, truncated, stripped, verdicts
 
     @property
     def reads(self) -> frozenset[str]:
+        """Columns its input must have."""
+        return frozenset()
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """Columns that come from it."""
         return frozenset()
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0]
+        """The columns its rows have, from those of its inputs."""
+        return inputs[0] | self.writes
+
+    @property
+    def wants(self) -> Wants:
+        """What it asks of its model, if anything."""
+        return "words" if self.place == "engine" else ""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether its batches hold other prompts than those of its inputs."""
+        return self.barrier
+
+    @property
+    def sees_answer(self) -> bool:
+        """Whether it may read the gold answer."""
+        return "answer" in self.reads
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -74,6 +130,28 @@ class Op:
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         raise NotImplementedError
+
+    def failed(self, table: pa.Table, context: Context, error: str) -> pa.Table:
+        """The failed rows that stand for those of a batch that ended its actor (asked where it `fails`)."""
+        raise NotImplementedError
+
+    def author(self, model: str, version: int | None) -> tuple[str, int | None]:
+        """(model, version) that its responses name, asked where it `responds`; given those of the node's model."""
+        return model, version
+
+    def rows(self, n: int, groups: int) -> int:
+        """How many rows it makes of n at most, in so many prompt groups."""
+        return n
+
+    def tell(self, told: Told) -> Iterator[str]:
+        """What it did to the rows of a prompt, in lines."""
+        function = getattr(self, "function", None)
+        left = "" if told.rows or told.opened or not told.complete else ": nothing of it is left"
+        yield (f"{self.verb} by {named(function)}" if function else self.verb) + left
+
+    def became(self, before: list[Seen], among: Callable[[], list[Seen]], group: list[Seen]) -> list[Seen]:
+        """The rows of a prompt group that `before` became; `before` are some of the group `among` of its first input."""
+        return same_rows(before, group)
 
 
 def reads_of(rule: Any) -> frozenset[str]:

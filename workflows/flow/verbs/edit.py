@@ -15,7 +15,7 @@ import pyarrow as pa
 from selfloop.workflows.data.rows import Row, groups, with_column
 from selfloop.workflows.data.schema import COLUMNS, Message, assistant
 from selfloop.workflows.errors import RecipeError
-from selfloop.workflows.flow.verbs.base import Context, Op, call
+from selfloop.workflows.flow.verbs.base import Context, Op, Shows, call
 from selfloop.workflows.flow.verbs.responses import encode
 from selfloop.workflows.models.codec import codec_of
 
@@ -32,6 +32,7 @@ class Edit(Op):
     """
 
     verb: ClassVar[str] = "edit"
+    shows: ClassVar[Shows] = "text"
     function: Callable[[Row], str | None]
     needs: frozenset[str] = frozenset()
 
@@ -39,8 +40,9 @@ class Edit(Op):
     def reads(self) -> frozenset[str]:
         return self.needs | {"prompt_id", "prompt_ids", "response_ids", "response"}
 
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0] | {"edited"}
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({"edited"})
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         codec = context.codec or codec_of(context.folder)
@@ -91,8 +93,14 @@ class Recontext(Op):
     def reads(self) -> frozenset[str]:
         return self.needs | {"prompt_id", "prompt_ids"} | ({f"{self.of}_ids"} if self.view else set())
 
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0] | ({f"{self.view}_prompt_ids", f"{self.view}_ids"} if self.view else {"edited"})
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({f"{self.view}_prompt_ids", f"{self.view}_ids"} if self.view else {"edited"})
+
+    @property
+    def function(self) -> Callable[[Row], list[Message] | None]:
+        """What it tells of itself."""
+        return self.messages
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         codec = context.codec or codec_of(context.folder)

@@ -8,14 +8,15 @@ round runs on no rows. So committing, resuming and reusing a round need nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pyarrow as pa
 
 from selfloop.workflows.data.rows import Row, groups
-from selfloop.workflows.flow.verbs.base import Context, Op, call
+from selfloop.workflows.flow.telling import Told
+from selfloop.workflows.flow.verbs.base import Context, Op, Shows, call
 
 __all__ = ["Accept", "Gate", "Pool"]
 
@@ -23,17 +24,34 @@ Accept = Callable[[list[Row], list[Row]], bool]
 """(rows of one prompt group, all rows accepted before it, in order) -> whether the group is accepted."""
 
 
+NOT_TAKEN = "not accepted, or not needed any more"
+
+
 @dataclass(frozen=True)
 class Gate(Op):
     """The first input's rows while the other inputs, pools, hold fewer than `until` prompt groups; else no row."""
 
     verb: ClassVar[str] = "gate"
+    shows: ClassVar[Shows] = ""
     barrier: ClassVar[bool] = True
     until: int
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         held = sum(len(set(pool["prompt_id"].to_pylist())) for pool in tables[1:])
         return tables[0] if held < self.until else tables[0].slice(0, 0)
+
+    @property
+    def cuts(self) -> bool:
+        return False  # it lets all batches through or none
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield (
+            self.verb
+            if not told.complete
+            else "needed: the pool was not full yet"
+            if told.group
+            else NOT_TAKEN
+        )
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,7 @@ class Pool(Op):
     in all, each prompt once, and only those that `accept` takes. Failed rows are not taken."""
 
     verb: ClassVar[str] = "pool"
+    shows: ClassVar[Shows] = ""
     barrier: ClassVar[bool] = True
     until: int
     accept: Accept | None = None
@@ -59,6 +78,9 @@ class Pool(Op):
             held += rows
             taken += [row.index for row in rows]
         return tables[0].take(pa.array(taken, pa.int64()))
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield self.verb if not told.complete else "accepted" if told.rows or told.group else NOT_TAKEN
 
     def accepts(self, rows: list[Row], held: list[Row], context: Context, name: str) -> bool:
         return self.accept is None or bool(call(self.accept, context, name, rows, held))

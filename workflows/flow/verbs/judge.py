@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -15,12 +15,14 @@ from selfloop.workflows.data.rows import Row, groups, with_column
 from selfloop.workflows.data.schema import COLUMNS
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import JudgeError
-from selfloop.workflows.flow.verbs.base import Context, Op, Place
+from selfloop.workflows.flow.telling import Told
+from selfloop.workflows.flow.telling import named as said
+from selfloop.workflows.flow.verbs.base import Context, Op, Place, Shows
 from selfloop.workflows.flow.verbs.responses import encode
 from selfloop.workflows.judges.base import GroupJudge, Judge, PromptJudge, Verdict, Verifier
 from selfloop.workflows.judges.verifiers import FunctionVerifier
 
-__all__ = ["JudgeBy", "JudgeRule"]
+__all__ = ["JudgeBy", "JudgeOp", "JudgeRule"]
 
 T = TypeVar("T")
 Judged = tuple[Verdict, list[Verdict]]  # the verdict, and the single judgements behind it
@@ -45,6 +47,9 @@ class JudgeOp(Op):
     """What both kinds of judge share."""
 
     verb: ClassVar[str] = "judge"
+    phrase: ClassVar[str] = "answers are judged"
+    shows: ClassVar[Shows] = "verdict"
+    metrics: ClassVar[tuple[str, ...]] = ("verdicts",)
     judge: Judge
     column: str = "score"
 
@@ -52,8 +57,16 @@ class JudgeOp(Op):
     def reads(self) -> frozenset[str]:
         return self.judge.needs | {"prompt_id"}
 
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0] | {f"{self.column}{end}" for end in ("", "_state", "_judgements")}
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset(f"{self.column}{end}" for end in ("", "_state", "_judgements"))
+
+    @property
+    def sees_answer(self) -> bool:
+        return "answer" in self.reads or self.judge.sees_answer
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield f"judged by the rule {said(self.judge)}"
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,7 @@ class JudgeBy(JudgeOp):
     """A language model as judge, on an engine: `votes` judgements a response, the valid ones aggregated."""
 
     place: ClassVar[Place] = "engine"
+    fails: ClassVar[bool] = True
     votes: int = 1
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
@@ -162,6 +176,13 @@ class JudgeBy(JudgeOp):
     def failed(self, table: pa.Table, context: Context, error: str) -> pa.Table:
         """The verdicts of rows that could not be judged at all."""
         return add_verdicts(table, self.column, dict.fromkeys(range(table.num_rows), failure(error)))
+
+    def tell(self, told: Told) -> Iterator[str]:
+        judge, votes = self.judge, f", {self.votes} judgements each" if self.votes > 1 else ""
+        assert isinstance(judge, PromptJudge)
+        how = f"temperature {judge.temperature:g}, top_p {judge.top_p:g}, at most {judge.max_tokens} tokens"
+        read = f"by the log-probs of {', '.join(judge.labels)}" if judge.labels else how
+        yield f"judged by {told.model} with {said(judge)}{votes}: {read}"
 
     def combine(self, single: list[Verdict]) -> Verdict:
         """The aggregate of the valid judgements; failed only if every one of them failed."""

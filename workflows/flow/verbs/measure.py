@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from selfloop.workflows.data.rows import with_column
-from selfloop.workflows.flow.verbs.base import Context, Op, Place
+from selfloop.workflows.flow.telling import Told
+from selfloop.workflows.flow.verbs.base import Context, Op, Place, Shows, Wants
 
 __all__ = ["Measure", "Measured"]
 
@@ -29,6 +30,9 @@ class Measure(Op):
 
     verb: ClassVar[str] = "measure"
     place: ClassVar[Place] = "trainer"
+    phrase: ClassVar[str] = "log-probs are measured"
+    shows: ClassVar[Shows] = "value"
+    metrics: ClassVar[tuple[str, ...]] = ("verdicts",)
     what: Measured = "logprobs"
     under: str = "response"
     column: str = "measured_logprobs"
@@ -37,9 +41,16 @@ class Measure(Op):
     def reads(self) -> frozenset[str]:
         return frozenset({"prompt_id", "prompt_ids", f"{self.under}_ids"})
 
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        more = {f"{self.column}_state"} if self.what == "rewards" else set[str]()
-        return inputs[0] | {self.column} | more
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({self.column, f"{self.column}_state"} if self.what == "rewards" else {self.column})
+
+    @property
+    def wants(self) -> Wants:
+        return self.what
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield f"{self.what} of its {self.under} under {told.model}"
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         assert context.scorer is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from selfloop.workflows.data.rows import Row, groups
 from selfloop.workflows.data.schema import COLUMNS, Message, assistant, prompt_id
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import SelfloopError
+from selfloop.workflows.flow.telling import Seen, Told, named
 from selfloop.workflows.flow.verbs.base import PROMPT_COLUMNS, Context, Op, Place
 from selfloop.workflows.flow.verbs.responses import RESPONSE_COLUMNS
 from selfloop.workflows.flow.verbs.rules import declared
@@ -199,6 +200,9 @@ class Play(Op):
 
     verb: ClassVar[str] = "play"
     place: ClassVar[Place] = "engine"
+    responds: ClassVar[bool] = True
+    opens: ClassVar[bool] = True
+    fails: ClassVar[bool] = True
     program: Program
     voices: tuple[str, ...]
     adds: tuple[tuple[str, pa.DataType], ...] = ()
@@ -210,8 +214,15 @@ class Play(Op):
     def reads(self) -> frozenset[str]:
         return self.needs | {"prompt_id"}
 
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0] | frozenset(RESPONSE_COLUMNS) | {name for name, _ in self.adds}
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({*RESPONSE_COLUMNS, *(name for name, _ in self.adds)})
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield f"{told.model} in the program {named(self.program)}"
+
+    def became(self, before: list[Seen], among: Callable[[], list[Seen]], group: list[Seen]) -> list[Seen]:
+        return group
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         assert context.engine is not None

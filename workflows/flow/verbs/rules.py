@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from selfloop.workflows.data.rows import Row, groups, with_column
 from selfloop.workflows.errors import RecipeError
-from selfloop.workflows.flow.verbs.base import PROMPT_COLUMNS, Context, Op, apply, reads_of
+from selfloop.workflows.flow.telling import Seen, Told, counted, named
+from selfloop.workflows.flow.verbs.base import PROMPT_COLUMNS, Context, Op, Shows, apply, reads_of
 
 __all__ = ["Keep", "Map", "Pair", "Score"]
 
@@ -24,6 +25,8 @@ class Score(Op):
     """A plain function of a prompt group: one number (or None) a row."""
 
     verb: ClassVar[str] = "score"
+    phrase: ClassVar[str] = "answers are scored"
+    shows: ClassVar[Shows] = "value"
     function: Callable[..., Iterable[float | None]]
     column: str = "score"
     needs: frozenset[str] = frozenset()
@@ -32,8 +35,9 @@ class Score(Op):
     def reads(self) -> frozenset[str]:
         return self.needs
 
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0] | {self.column}
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({self.column})
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         values: list[float | None] = [None] * tables[0].num_rows
@@ -43,12 +47,17 @@ class Score(Op):
                 values[row.index] = value
         return with_column(tables[0], self.column, pa.array(values, pa.float64()))
 
+    def tell(self, told: Told) -> Iterator[str]:
+        yield f"{self.column} by {named(self.function)}"
+
 
 @dataclass(frozen=True)
 class Keep(Op):
     """The rows of each prompt group that a rule keeps; failed rows are never among them."""
 
     verb: ClassVar[str] = "keep"
+    phrase: ClassVar[str] = "the answers worth learning from are kept"
+    shows: ClassVar[Shows] = ""
     rule: Callable[..., Iterable[Row]]
 
     @property
@@ -61,12 +70,19 @@ class Keep(Op):
             kept += sorted(row.index for row in apply(self.rule, context, name, rows, context.draw(name)))
         return tables[0].take(pa.array(kept, pa.int64()))
 
+    def tell(self, told: Told) -> Iterator[str]:
+        left = len(told.before) - len(told.rows)
+        what = f"kept {counted(told.rows)}" if told.rows else "kept nothing of it"
+        yield f"{what} by the rule {named(self.rule)}" + (f", dropped {left}" if left and told.rows else "")
+
 
 @dataclass(frozen=True)
 class Pair(Op):
     """Preference pairs of each prompt group, one row a pair."""
 
     verb: ClassVar[str] = "pair"
+    phrase: ClassVar[str] = "better and worse answers are paired"
+    shows: ClassVar[Shows] = "pair"
     rule: Callable[..., Iterable[tuple[Any, ...]]]
     adds: tuple[tuple[str, pa.DataType], ...] = ()
 
@@ -112,6 +128,17 @@ class Pair(Op):
             made = with_column(made, name, pa.array([extra.get(name) for extra in extras], kind))
         return made
 
+    def rows(self, n: int, groups: int) -> int:
+        return min(n, groups)
+
+    def tell(self, told: Told) -> Iterator[str]:
+        made = counted(told.rows, "pair") if told.rows else "in no pair"
+        yield f"{made} by the rule {named(self.rule)}"
+
+    def became(self, before: list[Seen], among: Callable[[], list[Seen]], group: list[Seen]) -> list[Seen]:
+        numbers = {row["sample"] for row in before}
+        return [row for row in group if numbers & {row["chosen_sample"], row["rejected_sample"]}]
+
 
 @dataclass(frozen=True)
 class Map(Op):
@@ -122,6 +149,8 @@ class Map(Op):
     """
 
     verb: ClassVar[str] = "map"
+    opens: ClassVar[bool] = True
+    phrase: ClassVar[str] = "rows are rewritten"
     function: Callable[..., Any]
     adds: tuple[tuple[str, pa.DataType], ...] = ()
     needs: frozenset[str] = frozenset()
@@ -131,8 +160,9 @@ class Map(Op):
     def reads(self) -> frozenset[str]:
         return self.needs
 
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0] | {name for name, _ in self.adds}
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.adds)
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         from selfloop.workflows.data.schema import prompt_id

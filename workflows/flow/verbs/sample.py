@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 from selfloop.workflows.data.rows import Row, groups, with_column
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.data.seeds import derive_seed
+from selfloop.workflows.flow.telling import Seen, Told, by_place, named
 from selfloop.workflows.flow.verbs.base import PROMPT_COLUMNS, Context, Op, Place, call
 from selfloop.workflows.flow.verbs.responses import (
     RESPONSE_COLUMNS,
@@ -35,6 +36,10 @@ class Sample(Op):
 
     verb: ClassVar[str] = "sample"
     place: ClassVar[Place] = "engine"
+    responds: ClassVar[bool] = True
+    fails: ClassVar[bool] = True
+    phrase: ClassVar[str] = "the policy answers prompts"
+    metrics: ClassVar[tuple[str, ...]] = ("tokens", "truncated")
     n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
@@ -48,8 +53,15 @@ class Sample(Op):
     def reads(self) -> frozenset[str]:
         return frozenset({"prompt_id", "prompt"}) | self.needs
 
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset(RESPONSE_COLUMNS)
+
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return (inputs[0] & PROMPT_COLUMNS) | frozenset(RESPONSE_COLUMNS)
+        return (inputs[0] & PROMPT_COLUMNS) | self.writes
+
+    def rows(self, n: int, groups: int) -> int:
+        return self.n * n
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         from selfloop.workflows.flow.asks import Ask, SamplingParams
@@ -91,6 +103,17 @@ class Sample(Op):
         samples = numbered(name for name in table["prompt_id"].to_pylist() for _ in range(self.n))
         return add_responses(repeated, [reply_row(None, [], error)] * count, [0] * count, samples, context)
 
+    def tell(self, told: Told) -> Iterator[str]:
+        top = f", top_k {self.top_k}" if self.top_k else ""
+        how = f"temperature {self.temperature:g}, top_p {self.top_p:g}{top}, at most {self.max_tokens} tokens"
+        stop = f", stopped at {', '.join(map(repr, self.stop))}" if self.stop else ""
+        yield f"{told.model} wrote {self.n} {'sample' if self.n == 1 else 'samples'} a prompt: {how}{stop}"
+        if self.show is not None:
+            yield f"it was shown other messages than the prompt, made by {named(self.show)}"
+
+    def became(self, before: list[Seen], among: Callable[[], list[Seen]], group: list[Seen]) -> list[Seen]:
+        return by_place(before, among(), group)
+
 
 @dataclass(frozen=True)
 class Demonstrate(Op):
@@ -101,6 +124,8 @@ class Demonstrate(Op):
     """
 
     verb: ClassVar[str] = "demonstrate"
+    responds: ClassVar[bool] = True
+    metrics: ClassVar[tuple[str, ...]] = ("stripped",)
     column: str = "answer"
     source: str = "prompts"
     max_tokens: int | None = None
@@ -109,8 +134,21 @@ class Demonstrate(Op):
     def reads(self) -> frozenset[str]:
         return frozenset({"prompt_id", "prompt", self.column})
 
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({*RESPONSE_COLUMNS, "stripped"})
+
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return (inputs[0] & (PROMPT_COLUMNS | {"label"})) | frozenset(RESPONSE_COLUMNS) | {"stripped"}
+        return (inputs[0] & (PROMPT_COLUMNS | {"label"})) | self.writes
+
+    def author(self, model: str, version: int | None) -> tuple[str, int | None]:
+        return self.source, None
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield f"the text of {self.column!r} in the source {self.source!r} as a response: no weights wrote it"
+
+    def became(self, before: list[Seen], among: Callable[[], list[Seen]], group: list[Seen]) -> list[Seen]:
+        return by_place(before, among(), group)
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         from selfloop.workflows.models.codec import codec_of

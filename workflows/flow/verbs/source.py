@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from selfloop.workflows.flow.telling import Told, counted
 from selfloop.workflows.flow.verbs.base import PROMPT_COLUMNS, Op, Place
 from selfloop.workflows.store.keys import identity
 
@@ -18,6 +19,7 @@ class Source(Op):
 
     verb: ClassVar[str] = "prompts"
     place: ClassVar[Place] = "driver"
+    phrase: ClassVar[str] = "prompts are read"
     source: str = "prompts"
     start: int = 0
     count: int = 0
@@ -25,6 +27,12 @@ class Source(Op):
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
         return self.has
+
+    def rows(self, n: int, groups: int) -> int:
+        return min(n, self.count) if self.count else n
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield f"a prompt of the source {self.source!r} ({told.origin(self.source)})"
 
     @property
     def taken(self) -> tuple[Any, ...]:
@@ -38,6 +46,7 @@ class Saved(Op):
 
     verb: ClassVar[str] = "prompts"
     place: ClassVar[Place] = "driver"
+    phrase: ClassVar[str] = "prompts are read"
     iteration: int
     node: str
     has: frozenset[str]
@@ -58,3 +67,6 @@ class Saved(Op):
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
         return self.has
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield f"{counted(told.rows)} of {self.node!r} of iteration {self.iteration}, read again"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pyarrow as pa
 
 from selfloop.workflows.data.seeds import derive_seed
-from selfloop.workflows.flow.verbs.base import Context, Op
+from selfloop.workflows.flow.telling import Told
+from selfloop.workflows.flow.verbs.base import Context, Op, Shows, Takes
 
 __all__ = ["Gather", "Summary"]
 
@@ -20,6 +21,8 @@ class Gather(Op):
 
     verb: ClassVar[str] = "gather"
     barrier: ClassVar[bool] = True
+    opens: ClassVar[bool] = True
+    phrase: ClassVar[str] = "all rows are looked at together"
     function: Callable[..., pa.Table]
     needs: frozenset[str] = frozenset()
     adds: frozenset[str] = frozenset()
@@ -28,8 +31,9 @@ class Gather(Op):
     def reads(self) -> frozenset[str]:
         return self.needs
 
-    def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
-        return inputs[0] | self.adds
+    @property
+    def writes(self) -> frozenset[str]:
+        return self.adds
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         return self.function(tables[0], context.draw("gather"))
@@ -41,12 +45,19 @@ class Summary(Op):
 
     verb: ClassVar[str] = "summary"
     barrier: ClassVar[bool] = True
+    takes: ClassVar[Takes] = "all"
+    numbers: ClassVar[bool] = True
+    final: ClassVar[bool] = True
+    shows: ClassVar[Shows] = ""
     function: Callable[..., dict[str, float]]
 
     def columns(self, inputs: Sequence[frozenset[str]]) -> frozenset[str]:
         return frozenset({"name", "value"})
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
-        numbers = self.function(*tables, seed=derive_seed(context.seed, context.iteration, context.node))
-        return pa.table({"name": pa.array(list(numbers), pa.string()),
-                         "value": pa.array(list(numbers.values()), pa.float64())})  # fmt: skip
+        found = self.function(*tables, seed=derive_seed(context.seed, context.iteration, context.node))
+        return pa.table({"name": pa.array(list(found), pa.string()),
+                         "value": pa.array(list(found.values()), pa.float64())})  # fmt: skip
+
+    def tell(self, told: Told) -> Iterator[str]:
+        yield "counted in the evaluation" if told.evaluation else f"counted in the numbers of {told.node!r}"

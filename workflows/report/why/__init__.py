@@ -11,9 +11,10 @@ from typing import Any
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import ModelRef, Node
+from selfloop.workflows.flow.telling import named, settings_of
 from selfloop.workflows.recipes import find_method
 from selfloop.workflows.report.text import clean
-from selfloop.workflows.report.why.page import Page, named, settings_of, words
+from selfloop.workflows.report.why.page import Page, words
 from selfloop.workflows.report.why.past import Made, Past, Row
 from selfloop.workflows.report.why.tell import tell
 from selfloop.workflows.report.why.trail import Ask, Step, find, follow

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from pydantic import BaseModel
 
 from selfloop.workflows.report.text import clean
 
-__all__ = ["Page", "named", "number", "settings_of", "words"]
+__all__ = ["Page", "words"]
 
 
 class Page:
@@ -46,26 +43,6 @@ class Page:
                 clean(line), self.width, initial_indent=" " * indent + "| ", subsequent_indent=" " * indent + "| ",
                 break_on_hyphens=False,
             ) or [" " * indent + "|"]  # fmt: skip
-
-
-def named(value: Any, everything: bool = False) -> str:
-    """A judge, rule, objective or function in words: its name, with those of its settings that are no defaults (or all)."""
-    if isinstance(value, BaseModel):
-        settings = settings_of(value.model_dump(exclude_defaults=not everything))
-        return f"{type(value).__name__}({settings})" if settings else type(value).__name__
-    owner = getattr(value, "__self__", None)
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    return f"{name} of {type(owner).__name__}" if owner is not None else name
-
-
-def settings_of(settings: Mapping[str, Any]) -> str:
-    """Settings or metrics in a line."""
-    return ", ".join(f"{name}={number(value)}" for name, value in settings.items())
-
-
-def number(value: Any) -> str:
-    """Four digits of a float; anything else as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def words(messages: Iterable[Mapping[str, str]]) -> str:

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfloop.workflows.flow.graph import Graph, ModelRef, Node
-from selfloop.workflows.flow.verbs.join import Concat, Save
 from selfloop.workflows.run.models import carried
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.run.sources import Sources
@@ -101,7 +100,7 @@ class Past:
         held = self.graph(index).nodes[node]
         if held.saved is not None:
             return self.origins(held.saved.iteration, held.saved.node)
-        if isinstance(held.op, Concat | Save):
+        if held.op is not None and held.op.passes:
             return [origin for name in held.inputs for origin in self.origins(index, name)]
         return [(index, node)]
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.flow.graph import ModelRef, Training
-from selfloop.workflows.flow.verbs.edit import Edit, Recontext
-from selfloop.workflows.flow.verbs.grow import Gate, Pool
-from selfloop.workflows.flow.verbs.join import Concat, Merge, Save
-from selfloop.workflows.flow.verbs.judge import JudgeBy, JudgeRule
-from selfloop.workflows.flow.verbs.measure import Measure
-from selfloop.workflows.flow.verbs.play import Play
-from selfloop.workflows.flow.verbs.rules import Keep, Map, Pair, Score
-from selfloop.workflows.flow.verbs.sample import Demonstrate, Sample
-from selfloop.workflows.flow.verbs.source import Saved, Source
-from selfloop.workflows.flow.verbs.whole import Gather
+from selfloop.workflows.flow.telling import Told, counted, named, number
+from selfloop.workflows.flow.verbs.judge import JudgeOp
 from selfloop.workflows.judges.base import PromptJudge
 from selfloop.workflows.report.text import clean
-from selfloop.workflows.report.why.page import Page, named, number, words
+from selfloop.workflows.report.why.page import Page, words
 from selfloop.workflows.report.why.past import Past, Row
 from selfloop.workflows.report.why.trail import Step
 
@@ -35,14 +27,14 @@ def tell(page: Page, past: Past, step: Step, full: bool) -> None:
     if node.training is not None:
         tell_training(page, past, step, node.training, entry)
         return
-    teller = TELLERS.get(type(node.op), tell_other)
-    lines = list(teller(page, past, step, full))
+    assert node.op is not None
+    lines = list(node.op.tell(told_of(past, step)))
     page.put(node.name, lines[0] if lines else node.verb)
     if entry.get("reused"):
         page.put("", f"taken over from the run {entry['reused']}")
     for line in lines[1:]:
         page.put("", line)
-    if not node.given and node.verb != "summary":
+    if not node.given:
         tell_rows(page, past, step, full)
     if step.opened:
         names = list(dict.fromkeys(row["prompt_id"] for row in step.opened))
@@ -51,103 +43,26 @@ def tell(page: Page, past: Past, step: Step, full: bool) -> None:
         page.put("", "(this node is not complete yet)")
 
 
-# What a node did, first line beside its name
+def told_of(past: Past, step: Step) -> Told:
+    """A step as ops are told of it."""
+    node, config = step.node, past.setup.config
 
+    def origin(source: str) -> str:
+        spec = config.data.get(source, config.prompts)
+        return spec.heldout_source or spec.source if source == "heldout" else spec.source
 
-def tell_source(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
-    op = step.node.op
-    assert isinstance(op, Source)
-    spec = past.setup.config.data.get(op.source, past.setup.config.prompts)
-    where = spec.heldout_source or spec.source if op.source == "heldout" else spec.source
-    yield f"a prompt of the source {op.source!r} ({where})"
-
-
-def tell_saved(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
-    op = step.node.op
-    assert isinstance(op, Saved)
-    yield f"{counted(step.rows)} of {op.node!r} of iteration {op.iteration}, read again"
-
-
-def tell_sample(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
-    op, model = step.node.op, step.node.model
-    assert isinstance(op, Sample) and model is not None
-    top = f", top_k {op.top_k}" if op.top_k else ""
-    how = f"temperature {op.temperature:g}, top_p {op.top_p:g}{top}, at most {op.max_tokens} tokens"
-    stop = f", stopped at {', '.join(map(repr, op.stop))}" if op.stop else ""
-    yield f"{model.name} wrote {op.n} {'sample' if op.n == 1 else 'samples'} a prompt: {how}{stop}"
-    if op.show is not None:
-        yield f"it was shown other messages than the prompt, made by {named(op.show)}"
-
-
-def tell_demonstration(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
-    op = step.node.op
-    assert isinstance(op, Demonstrate)
-    yield f"the text of {op.column!r} in the source {op.source!r} as a response: no weights wrote it"
-
-
-def tell_judge(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
-    op, model = step.node.op, step.node.model
-    assert isinstance(op, JudgeBy | JudgeRule)
-    if isinstance(op, JudgeBy) and model is not None:
-        judge, votes = op.judge, f", {op.votes} judgements each" if op.votes > 1 else ""
-        assert isinstance(judge, PromptJudge)
-        how = f"temperature {judge.temperature:g}, top_p {judge.top_p:g}, at most {judge.max_tokens} tokens"
-        read = f"by the log-probs of {', '.join(judge.labels)}" if judge.labels else how
-        yield f"judged by {model.name} with {named(judge)}{votes}: {read}"
-    else:
-        yield f"judged by the rule {named(op.judge)}"
-
-
-def tell_kept(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
-    op = step.node.op
-    assert isinstance(op, Keep)
-    left = len(step.before) - len(step.rows)
-    what = f"kept {counted(step.rows)}" if step.rows else "kept nothing of it"
-    yield f"{what} by the rule {named(op.rule)}" + (f", dropped {left}" if left and step.rows else "")
-
-
-def tell_pair(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
-    op = step.node.op
-    assert isinstance(op, Pair)
-    yield f"{counted(step.rows, 'pair') if step.rows else 'in no pair'} by the rule {named(op.rule)}"
-
-
-def tell_other(page: Page, past: Past, step: Step, full: bool) -> Iterator[str]:
-    """Every other verb: its function or column, and whether anything is left."""
-    node, op = step.node, step.node.op
-    if not step.complete:
-        yield node.verb
-    elif node.verb == "summary":
-        yield "counted in the evaluation" if node.evaluation else f"counted in the numbers of {node.name!r}"
-    elif isinstance(op, Save):
-        yield f"saved as {node.name!r} for later iterations"
-    elif isinstance(op, Concat | Merge):
-        yield f"joined with other rows of {', '.join(node.inputs)}"
-    elif isinstance(op, Score):
-        yield f"{op.column} by {named(op.function)}"
-    elif isinstance(op, Measure):
-        yield f"{op.what} of its {op.under} under {node.model.name if node.model else ''}"
-    elif isinstance(op, Play):
-        yield f"{node.model.name if node.model else ''} in the program {named(op.program)}"
-    elif isinstance(op, Gate | Pool):
-        went = "accepted" if step.rows or step.group else "not accepted, or not needed any more"
-        yield went if isinstance(op, Pool) else "needed: the pool was not full yet" if step.group else went
-    else:
-        function = getattr(op, "function", None) or getattr(op, "messages", None)
-        left = "" if step.rows or step.opened else ": nothing of it is left"
-        yield (f"{node.verb} by {named(function)}" if function else node.verb) + left
-
-
-TELLERS: dict[type[Any] | None, Callable[[Page, Past, Step, bool], Iterator[str]]] = {
-    Source: tell_source,
-    Saved: tell_saved,
-    Sample: tell_sample,
-    Demonstrate: tell_demonstration,
-    JudgeBy: tell_judge,
-    JudgeRule: tell_judge,
-    Keep: tell_kept,
-    Pair: tell_pair,
-}
+    return Told(
+        node.name,
+        node.inputs,
+        node.model.name if node.model else "",
+        step.before,
+        step.rows,
+        step.group,
+        step.opened,
+        step.complete,
+        node.evaluation,
+        origin,
+    )
 
 
 # What it meant for each row
@@ -156,19 +71,21 @@ TELLERS: dict[type[Any] | None, Callable[[Page, Past, Step, bool], Iterator[str]
 def tell_rows(page: Page, past: Past, step: Step, full: bool) -> None:
     """The rows themselves: in the short form a line each, in the full form all that the node added."""
     op = step.node.op
+    assert op is not None
     for row in step.rows:
-        if step.origin or isinstance(op, Sample | Demonstrate | Play):
+        if op.responds:
             tell_response(page, step, row, full)
-        elif isinstance(op, JudgeBy | JudgeRule):
+        elif isinstance(op, JudgeOp):
             tell_verdict(page, past, step, op, row, full)
-        elif isinstance(op, Pair):
+        elif op.shows == "pair":
             tell_sides(page, step, row)
-        elif isinstance(op, Edit) and row.get("edited"):
+        elif op.shows == "text" and row.get("edited"):
             page.put("", f"sample {row['sample']} reads now:")
             page.quote(row["response"])
-        elif isinstance(op, Score | Measure):
-            page.put("", f"{tag(row)}: {short(row[op.column])}")
-        elif isinstance(op, Map | Gather | Recontext):
+        elif op.shows == "value":
+            for name in sorted(name for name in op.writes if not name.endswith("_state")):
+                page.put("", f"{tag(row)}: {short(row[name])}")
+        elif op.shows == "changes":
             tell_changes(page, step, row)
 
 
@@ -196,7 +113,7 @@ def given_to(step: Step, row: Row) -> Row:
     return step.before[min(step.rows.index(row) // each, len(step.before) - 1)] if step.before else row
 
 
-def tell_verdict(page: Page, past: Past, step: Step, op: JudgeBy | JudgeRule, row: Row, full: bool) -> None:
+def tell_verdict(page: Page, past: Past, step: Step, op: JudgeOp, row: Row, full: bool) -> None:
     """A verdict with its state; in the full form the judge's prompt and each judgement in the judge's own words."""
     state, single = row[f"{op.column}_state"], row[f"{op.column}_judgements"] or []
     verdict = (
@@ -222,9 +139,9 @@ def tell_verdict(page: Page, past: Past, step: Step, op: JudgeBy | JudgeRule, ro
             page.put("", f"judgement {place + 1}{seed}: {score}", indent=16)
 
 
-def judge_seed(past: Past, step: Step, op: JudgeBy | JudgeRule, row: Row, vote: int) -> str:
+def judge_seed(past: Past, step: Step, op: JudgeOp, row: Row, vote: int) -> str:
     """The seed of a sampled judgement, derived again as the run derived it."""
-    if not isinstance(op, JudgeBy) or not isinstance(op.judge, PromptJudge) or op.judge.labels:
+    if not isinstance(op.judge, PromptJudge) or op.judge.labels:
         return ""
     parts = (step.iteration, step.node.name, row["prompt_id"], row.get("sample"), vote)
     return f" (seed {derive_seed(past.setup.config.seed, *parts)})"
@@ -302,10 +219,6 @@ def tag(row: Row) -> str:
     return (
         f"{'pair' if 'chosen_ids' in row else 'sample'} {row['sample']}" if "sample" in row else "the prompt"
     )
-
-
-def counted(rows: list[Row], what: str = "row") -> str:
-    return f"{len(rows)} {what}{'' if len(rows) == 1 else 's'}"
 
 
 def short(value: Any) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow.compute as pc
 
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.flow.graph import Node
-from selfloop.workflows.flow.verbs.grow import Gate, Pool
-from selfloop.workflows.flow.verbs.play import Play
-from selfloop.workflows.flow.verbs.rules import Pair
-from selfloop.workflows.flow.verbs.sample import Demonstrate, Sample
 from selfloop.workflows.flow.verbs.source import Source
 from selfloop.workflows.report.why.past import Past, Row
 
@@ -20,8 +17,6 @@ __all__ = ["Ask", "Step", "find", "follow"]
 
 SHORTEST = 6
 MANY = 12
-MAKERS = (Sample, Demonstrate, Play)
-NEW_PROMPTS = ("map", "gather", "play")
 Held = dict[tuple[int, str], list[Row]]  # (iteration, node) -> rows
 
 
@@ -106,24 +101,19 @@ def prompts_of(past: Past, index: int) -> set[str]:
     graph, found, old = past.graph(index), set[str](), set[str]()
     carried: set[str] = set()
     for node in graph:
-        kept = node.saved
-        inputs = row_inputs(node)
+        if node.op is None:
+            continue
+        kept, inputs = node.saved, node.row_inputs
         if kept is not None:
             old |= past.prompt_ids(kept.iteration, kept.node)
         if kept is not None or any(name in carried for name in inputs):
             carried.add(node.name)
         first = any(graph.nodes[name].given for name in inputs)
-        if isinstance(node.op, MAKERS) or (first and node.name not in carried):
+        if node.op.responds or (first and node.name not in carried):
             found |= past.prompt_ids(index, node.name)
-        elif node.verb in NEW_PROMPTS:
+        elif node.op.opens:
             found |= past.prompt_ids(index, node.name) - (old if node.name in carried else set())
     return found
-
-
-def row_inputs(node: Node) -> tuple[str, ...]:
-    """The inputs whose rows become the node's rows; others only stand beside them."""
-    only_first = getattr(node.op, "beside", False) or isinstance(node.op, Gate | Pool)
-    return node.inputs[:1] if only_first else node.inputs
 
 
 def follow(past: Past, ask: Ask) -> list[Step]:
@@ -150,7 +140,7 @@ def follow(past: Past, ask: Ask) -> list[Step]:
 def samples_of(past: Past, ask: Ask) -> list[str]:
     """The nodes that made responses to the prompt, each with the numbers of its samples."""
     assert ask.iteration is not None
-    made = [node.name for node in past.graph(ask.iteration) if isinstance(node.op, MAKERS)]
+    made = [node.name for node in past.graph(ask.iteration) if node.op and node.op.responds]
     groups = {name: past.group(ask.iteration, name, ask.prompt)[0] for name in made}
     return [
         f"{name} ({', '.join(str(row['sample']) for row in rows)})" for name, rows in groups.items() if rows
@@ -163,24 +153,22 @@ def step_of(past: Past, ask: Ask, index: int, node: Node, seen: dict[str, Step],
         rows = source_rows(past, ask, index, node, held)
         answered = any({"response_ids", "chosen_ids"} & set(row) for row in rows)
         return Step(index, node, [], rows, rows, [], True, answered=answered) if rows else None
-    inputs = [name for name in row_inputs(node) if name in seen]
-    if not inputs and (index != ask.iteration or node.verb not in NEW_PROMPTS):
+    op, inputs = node.op, [name for name in node.row_inputs if name in seen]
+    if not inputs and (index != ask.iteration or op is None or not op.opens):
         return None
     before = [row for name in inputs for row in seen[name].rows]
     answered = any(seen[name].answered for name in inputs)
     group, opened = past.group(index, node.name, ask.prompt)
     entry = past.entry(index, node.name)
-    if node.training is not None or node.verb == "summary":
+    if op is None or op.numbers:
         return Step(index, node, before, [], group, [], entry is not None)
-    origin = isinstance(node.op, MAKERS) and not answered
+    origin = op.responds and not answered
     if origin:
         rows = [row for row in group if ask.sample in (None, row["sample"]) and ask.node in (None, node.name)]
         before = before if rows else []
-    elif isinstance(node.op, Sample | Demonstrate):
-        all_before, _ = past.group(index, inputs[0], ask.prompt)
-        rows = by_place(all_before, before, group)
     else:
-        rows = going_on(node, before, group) if inputs else group
+        among = partial(first_of, past, index, inputs, ask.prompt)
+        rows = op.became(before, among, group) if inputs else group
     return Step(index, node, before, rows, group, opened, entry is not None, origin, answered or origin)
 
 
@@ -200,27 +188,6 @@ def source_rows(past: Past, ask: Ask, index: int, node: Node, held: Held) -> lis
     return table.slice(place, 1).to_pylist() if place >= 0 else []
 
 
-def identity(row: Row) -> Hashable:
-    """What stays the same of a row from node to node: its pair's tokens, or which sample it is of the node that made it."""
-    if "chosen_ids" in row:
-        return tuple(row["chosen_ids"] or ()), tuple(row["rejected_ids"] or ())
-    if row.get("node") is None:
-        return None
-    return row["node"], row["seed"] if row.get("seed") is not None else tuple(row["response_ids"] or ())
-
-
-def going_on(node: Node, before: Sequence[Row], group: Sequence[Row]) -> list[Row]:
-    """The rows of a prompt group that `before` became."""
-    if isinstance(node.op, Pair):
-        numbers = {row["sample"] for row in before}
-        return [row for row in group if numbers & {row["chosen_sample"], row["rejected_sample"]}]
-    known = {identity(row) for row in before}
-    return [row for row in group if None in known or identity(row) in known or isinstance(node.op, Play)]
-
-
-def by_place(all_before: Sequence[Row], before: Sequence[Row], group: Sequence[Row]) -> list[Row]:
-    """The responses to some of the rows of a prompt group: each row has as many, in the order of the rows."""
-    each = len(group) // max(len(all_before), 1)
-    known = {identity(row) for row in before}
-    places = [place for place, row in enumerate(all_before) if identity(row) in known]
-    return [row for place in places for row in group[place * each : (place + 1) * each]]
+def first_of(past: Past, index: int, inputs: Sequence[str], prompt: str) -> list[Row]:
+    """All rows of a prompt in the first of these nodes."""
+    return past.group(index, inputs[0], prompt)[0]
