@@ -124,7 +124,7 @@ def test_a_new_verb_runs_is_told_and_drawn(tmp_path: Path, capsys: pytest.Captur
     assert "sample 0: heard = 24" in told
     assert (
         "echo echo sample 0:" in told
-    )  # a verb that tells nothing is told by its name, a response by its text
+    )  # it tells nothing: its name says what it did, and its responses are shown
 
     graph = setup.planner.graph(1)
     number = list(graph.nodes).index("shout")

@@ -31,7 +31,7 @@ import pyarrow as pa
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import RecipeError, SelfloopError
 from selfloop.workflows.flow.asks import Engine, Scorer
-from selfloop.workflows.flow.telling import Seen, Told, named, same_rows
+from selfloop.workflows.flow.telling import Seen, Told, by_place, named, same_rows
 from selfloop.workflows.store.keys import identity
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Op:
 
     def became(self, before: list[Seen], among: Callable[[], list[Seen]], group: list[Seen]) -> list[Seen]:
         """The rows of a prompt group that `before` became; `before` are some of the group `among` of its first input."""
-        return same_rows(before, group)
+        return by_place(before, among(), group) if self.responds else same_rows(before, group)
 
 
 def reads_of(rule: Any) -> frozenset[str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from selfloop.workflows.data.rows import Row, groups, with_column
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.data.seeds import derive_seed
-from selfloop.workflows.flow.telling import Seen, Told, by_place, named
+from selfloop.workflows.flow.telling import Told, named
 from selfloop.workflows.flow.verbs.base import PROMPT_COLUMNS, Context, Op, Place, call
 from selfloop.workflows.flow.verbs.responses import (
     RESPONSE_COLUMNS,
@@ -111,9 +111,6 @@ class Sample(Op):
         if self.show is not None:
             yield f"it was shown other messages than the prompt, made by {named(self.show)}"
 
-    def became(self, before: list[Seen], among: Callable[[], list[Seen]], group: list[Seen]) -> list[Seen]:
-        return by_place(before, among(), group)
-
 
 @dataclass(frozen=True)
 class Demonstrate(Op):
@@ -146,9 +143,6 @@ class Demonstrate(Op):
 
     def tell(self, told: Told) -> Iterator[str]:
         yield f"the text of {self.column!r} in the source {self.source!r} as a response: no weights wrote it"
-
-    def became(self, before: list[Seen], among: Callable[[], list[Seen]], group: list[Seen]) -> list[Seen]:
-        return by_place(before, among(), group)
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         from selfloop.workflows.models.codec import codec_of
