@@ -21,7 +21,7 @@ from selfloop.workflows.objectives.base import Objective
 if TYPE_CHECKING:
     from selfloop.actors.train.model.zero import Sharded
 
-__all__ = ["micros_of", "nothing", "score", "target_places", "what_of"]
+__all__ = ["TokenScores", "gives_of", "micros_of", "nothing", "score"]
 
 
 def nothing(micro: Micro, view: str, name: str) -> Tensor:
@@ -51,7 +51,26 @@ def target_places(view: View, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([np.arange(bounds[row], bounds[row + 1]) for row in rows])
 
 
-def what_of(objective: Objective, head: bool) -> str:
+class TokenScores:
+    """One number a trained token of these views, flat: every rank puts in those of its micro-batches."""
+
+    def __init__(self, views: Mapping[str, View]):
+        self.views = views
+        self.values = {name: np.zeros(len(view.targets), np.float32) for name, view in views.items()}
+
+    def put(self, micro: Micro, outputs: Tensor) -> None:
+        """What a forward gave; a dummy's is nothing."""
+        for name, view in self.views.items() if len(micro.rows) else ():
+            self.values[name][target_places(view, micro.rows)] = (
+                outputs[micro.spans[name]].detach().float().cpu().numpy()
+            )
+
+    def total(self, collectives: Collectives) -> dict[str, np.ndarray]:
+        """All ranks' numbers."""
+        return {name: collectives.add(values) for name, values in self.values.items()}
+
+
+def gives_of(objective: Objective, head: bool) -> str:
     """What a forward must give the objective: logprobs, or a scalar head's values or rewards."""
     reads = {name for names in objective.reads.values() for name in names}
     found = [name for name in SCALARS if name in reads]
@@ -62,8 +81,10 @@ def what_of(objective: Objective, head: bool) -> str:
             "trained here. Train a critic of its own (for PPO: vf_coefficient=0, and ValueLoss on the critic)"
         )
     if bool(found) != head:
-        wrong = f"reads the {found[0]} of a scalar head, and the model has none" if found else (
-            "reads no scalar head's values or rewards, and the model has a scalar head instead of log-probs")  # fmt: skip
+        none = (
+            "reads no scalar head's values or rewards, and the model has a scalar head instead of log-probs"
+        )
+        wrong = f"reads the {found[0]} of a scalar head, and the model has none" if found else none
         raise TrainerError(f"{who} {wrong}. A model gets a scalar head by model.adapt(ScalarHead())")
     return found[0] if found else "logprobs"
 

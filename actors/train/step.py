@@ -24,7 +24,8 @@ from selfloop.actors.train.model.zero import Sharded
 from selfloop.actors.train.rows.examples import Examples, computed
 from selfloop.actors.train.rows.micro import Micro, columns_of, micro_of
 from selfloop.actors.train.rows.plan import Plan, Shapes
-from selfloop.actors.train.scores import micros_of, nothing, target_places, what_of
+from selfloop.actors.train.scores import TokenScores, gives_of, micros_of, nothing
+from selfloop.actors.train.start import StartScores
 from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import ObjectiveError, SelfloopError, TrainerError
 from selfloop.workflows.objectives.base import Loss, Objective
@@ -64,6 +65,21 @@ class StepFigures:
         self.state = self.state or other.state
         self.error = self.error or other.error
 
+    def line(self, step: int, lr: float, norm: float) -> dict[str, float]:
+        """A step's line of the curve."""
+        line = {
+            "step": float(step),
+            "loss": self.loss,
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens": float(self.tokens),
+        }
+        if len(self.terms) > 1:
+            line |= {f"loss_{name}": value for name, value in self.terms.items()}
+        for name, (total, count) in sorted(self.logs.items()):
+            line[f"mean_{name}" if name in line else name] = total / max(count, 1)
+        return line
+
 
 def schedule(kind: str, lr: float, warmup: float, step: int, steps: int, floor: float = 0.0) -> float:
     """The learning rate of optimizer step `step` (from 0) of `steps`: a linear warm-up over a share of the steps, then
@@ -83,9 +99,8 @@ def schedule(kind: str, lr: float, warmup: float, step: int, steps: int, floor: 
 class Training:
     """Examples, their objective and the model: all that a step needs.
 
-    state: the objective's running state. live: (view, name) of log-probs under the weights that training starts from;
-    for the rows of the first step they are what its own forward gives, so no pass is spent on them. index: of the step.
-    also: what a forward gives beside log-probs or scalars. doing: hears what is done beside the steps.
+    extra: what a forward gives beside log-probs or scalars. state: the objective's running state. start: log-probs of the
+    start that the first step gives. doing: hears what is done beside the steps.
     """
 
     model: Sharded
@@ -94,14 +109,14 @@ class Training:
     objective: Objective
     plan: Plan
     budget: int
+    extra: Teaching | Pooled | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
-    live: set[tuple[str, str]] = field(default_factory=set)
-    index: int = 0
-    also: Teaching | Pooled | None = None
     doing: Callable[[str], None] = lambda what: None
 
     def __post_init__(self) -> None:
-        self.what = what_of(self.objective, self.model.head)
+        self.gives = gives_of(self.objective, self.model.head)
+        self.start = StartScores(self.examples, self.collectives, (), again=False)
+        self.index = 0
 
     def draw(self, place: int) -> int | None:
         """The seed of the dropout in this rank's micro-batch number `place` of the step; None: there is no dropout."""
@@ -112,8 +127,8 @@ class Training:
 
     def outputs(self, place: int, micro: Micro) -> Tensor:
         """What the objective's columns are made of, in micro-batch number `place` of the step."""
-        also = self.also.columns(micro) if self.also else None
-        return self.model.outputs(micro, self.what, self.draw(place), also)
+        extra = self.extra.columns(micro) if self.extra else None
+        return self.model.outputs(micro, self.gives, self.draw(place), extra)
 
     def micros(self, rows: np.ndarray) -> list[Micro]:
         """This rank's micro-batches of a step, dummies last."""
@@ -125,61 +140,57 @@ class Training:
 
     @cached_property
     def _shapes(self) -> Shapes:
-        flat = bool(self.model.flat) and (self.also is None or self.also.flat)
+        flat = bool(self.model.flat) and (self.extra is None or self.extra.flat)
         return Shapes(self.examples.views, flat=flat)
 
-    def add_scores(self, name: str, *, live: bool) -> None:
-        """One pass over all rows, in the micro-batches of the first epoch: log-probs under the weights now loaded, kept
-        as the value `name` of every view that reads it. live: these are the weights that training starts from."""
-        views = self.needing(name)
-        found = {view: np.zeros(len(self.examples.views[view].targets), np.float32) for view in views}
-        batches = self.plan.seen()[int(live) :]
-        for place, (_, rows) in enumerate(batches):
+    def add_reference(self) -> None:
+        """Reference log-probs, under the weights now loaded, of all rows."""
+        self._score(self.needing("reference_logprobs"), self.plan.seen())
+
+    def add_start(self) -> None:
+        """Old log-probs, and reference log-probs where they are still missing: both are those of the start, which is loaded
+        now. With dropout no step sees the start as it is, so the first step's rows need a pass like the others."""
+        reads = [*self.needing("reference_logprobs"), *self.needing("old_logprobs")]
+        seen = self.plan.seen()
+        self._score(reads, seen if self.model.dropouts else seen[1:])
+        if reads and not self.model.dropouts:
+            again = self.plan.steps > self.plan.per_epoch
+            self.start = StartScores(self.examples, self.collectives, reads, again)
+
+    def needing(self, name: str) -> list[tuple[str, str]]:
+        """(view, name) of views whose objective reads `name` and whose rows do not have it yet."""
+        reads = self.objective.reads.items()
+        return [
+            (view, name)
+            for view, names in reads
+            if name in names and (view, name) not in self.examples.values
+        ]
+
+    def _score(self, reads: Sequence[tuple[str, str]], batches: Sequence[np.ndarray]) -> None:
+        """One pass without gradient: log-probs under the weights now loaded become the values `reads`; zero where no batch
+        holds the row. batches: rows of steps of the first epoch."""
+        if not reads:
+            return
+        found, name = TokenScores({view: self.examples.views[view] for view, _ in reads}), reads[0][1]
+        for place, rows in enumerate(batches):
             self.doing(f"{name.replace('_', ' ')} of batch {place + 1:,} of {len(batches):,}")
             for micro in self.micros(rows):
                 with torch.no_grad():
-                    logprobs = self.model.outputs(micro)
-                self._put(found, micro, logprobs)
-        for view, values in found.items():
-            self.examples.values[view, name] = self.collectives.add(values)
-            if live:
-                self.live.add((view, name))
+                    found.put(micro, self.model.outputs(micro))
+        total = found.total(self.collectives)
+        self.examples.values |= {(view, name): total[view] for view, name in reads}
 
-    def _put(self, found: Mapping[str, np.ndarray], micro: Micro, logprobs: Tensor) -> None:
-        for view, values in found.items() if len(micro.rows) else ():
-            place = target_places(self.examples.views[view], micro.rows)
-            values[place] = logprobs[micro.spans[view]].detach().float().cpu().numpy()
-
-    def _end_live(self, seen: Sequence[tuple[Micro, Tensor]]) -> None:
-        """Keep what the first step's forward gave, if a later epoch asks for it."""
-        if self.plan.steps > self.plan.per_epoch:
-            for view, name in sorted(self.live):
-                found = {view: np.zeros(len(self.examples.views[view].targets), np.float32)}
-                for micro, logprobs in seen:
-                    self._put(found, micro, logprobs)
-                self.examples.values[view, name] = self.examples.values[view, name] + self.collectives.add(
-                    found[view]
-                )
-        self.live = set()
-
-    def needing(self, name: str) -> list[str]:
-        """Views whose objective reads `name` and whose rows do not have it yet."""
-        reads = self.objective.reads.items()
-        return [view for view, names in reads if name in names and (view, name) not in self.examples.values]
-
-    def step(self, rows: np.ndarray, lr: float) -> tuple[StepFigures, float]:
-        """One optimizer step: figures over all ranks, and the gradient's norm."""
+    def step(self, index: int, lr: float) -> tuple[StepFigures, float]:
+        """Optimizer step `index` of the plan: figures over all ranks, and the gradient's norm."""
+        self.index, rows = index, self.plan.step(index)
         counts = self._counts(rows)
         micros = self.micros(rows)
         sums = self._sums(micros)
-        mine, seen = StepFigures(), []
+        mine, total = StepFigures(), StepFigures()
         for place, micro in enumerate(micros):
             outputs = self.outputs(place, micro)
-            loss = self._loss(micro, outputs, counts, sums, mine)
-            if self.live:
-                seen.append((micro, outputs.detach()))
-            self.model.backward(loss)
-        total = StepFigures()
+            self.start.note(micro, outputs)
+            self.model.backward(self._loss(micro, outputs, counts, sums, mine))
         for other in self.collectives.all(mine):
             total.merge(other)
         if total.error is not None:
@@ -188,8 +199,7 @@ class Training:
         if not np.isfinite(norm):
             raise StepError(f"the gradient is not finite (its norm is {norm}; the loss was {total.loss:.6g})")
         self.state = total.state
-        if self.live:
-            self._end_live(seen)
+        self.start.close()
         return total, norm
 
     def _counts(self, rows: np.ndarray) -> dict[str, float]:
@@ -236,8 +246,14 @@ class Training:
                 everywhere[name] = everywhere[name] + value if name in everywhere else value
         return everywhere
 
-    def _loss(self, micro: Micro, outputs: Tensor, counts: Mapping[str, float], sums: Mapping[str, Tensor],
-              figures: StepFigures) -> Tensor:  # fmt: skip
+    def _loss(
+        self,
+        micro: Micro,
+        outputs: Tensor,
+        counts: Mapping[str, float],
+        sums: Mapping[str, Tensor],
+        figures: StepFigures,
+    ) -> Tensor:
         """This micro-batch's share of the step's loss; zero for a dummy or after an error."""
         zero = (outputs * 0.0).sum()
         if not len(micro.rows) or figures.error is not None:
@@ -266,18 +282,13 @@ class Training:
         """The columns an objective is called with."""
         batch = columns_of(self.examples, micro)
         for view, names in self.objective.reads.items():
-            if self.what in names:
-                values = (
-                    micro.spread_rows(outputs, view)
-                    if self.what == "rewards"
-                    else micro.spread(outputs, view)
-                )
-                batch[f"{view}.{self.what}"] = values.detach() if view in self.objective.detached else values
-        if self.also is not None:
-            batch |= self.also.split(micro, outputs)
-        for view, name in self.live:
-            batch[f"{view}.{name}"] = micro.spread(outputs.detach(), view)
-        return batch
+            if self.gives in names:
+                spread = micro.spread_rows if self.gives == "rewards" else micro.spread
+                values = spread(outputs, view)
+                batch[f"{view}.{self.gives}"] = values.detach() if view in self.objective.detached else values
+        if self.extra is not None:
+            batch |= self.extra.split(micro, outputs)
+        return batch | self.start.columns(micro, outputs)
 
     def _state_columns(self, micro: Micro) -> dict[str, Tensor]:
         """Running state as columns: a number is the same on every row."""

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from selfloop.actors.train.loaded import Loaded
+    from selfloop.actors.train.rows.examples import Examples
     from selfloop.actors.train.savepoints import Progress
     from selfloop.actors.train.step import StepFigures, Training
 
 __all__ = ["Trainer"]
+
+TICK = 1e-9  # seconds: a training that was done already has taken no time, and is not divided by it
 
 
 class Trainer:
@@ -166,25 +169,21 @@ class Trainer:
         return receipt_of(tensors), tensors
 
     def _train(self, work: TrainWork) -> TrainResult:
-        from selfloop.actors.train.model.teachers import also_of
+        from selfloop.actors.train.model.teachers import extra_of
         from selfloop.actors.train.rows.examples import examples_of
         from selfloop.actors.train.rows.plan import Plan
         from selfloop.actors.train.savepoints import Progress, resume, save, work_key
         from selfloop.actors.train.step import Training
         from selfloop.actors.weights.receipt import checksum
 
-        began, spec, loaded, teller = (
-            time.perf_counter(),
-            self.spec,
-            self.loaded(work.head),
-            Teller(self.tell),
-        )
+        began, spec, teller = time.perf_counter(), self.spec, Teller(self.tell)
+        loaded = self.loaded(work.head)
         examples = examples_of(work.table, work.objective, self.longest)
         plan = Plan(len(examples), work.batch_size or spec.batch_size, work.epochs, work.seed)
         training = Training(
             loaded.model, self.collectives, examples, work.objective, plan, spec.tokens_per_micro_batch
         )
-        training.also, training.doing = also_of(spec, work, loaded.model), teller.doing
+        training.extra, training.doing = extra_of(spec, work, loaded.model), teller.doing
         progress = Progress(work_key(spec, work, training))
         if not resume(loaded, work, training, progress):
             self._begin(work, training)
@@ -197,45 +196,33 @@ class Trainer:
         receipt = save(spec, work, training)
         self.current = (work.out, work.state_out, work.head)
         loaded.saved(work)
-        tokens, filled, cells = (
-            sum(getattr(figures, name) for figures in seen) for name in ("tokens", "filled", "cells")
-        )
-        metrics = _means(progress.curve) | {
-            "examples": float(len(examples)), "examples_left_out": float(sum(examples.left_out.values())),
-            **{f"examples_{why}": float(rows) for why, rows in examples.left_out.items()}, "steps": float(plan.steps),
-            "padding": 1 - filled / max(cells, 1), "shared": 1 - filled / max(tokens, 1), "resumed_at_step": float(first),
-            "prepare_s": ready - began, "train_s": trained - ready, "save_s": time.perf_counter() - trained,
-            "tokens_per_s": tokens / max(trained - ready, 1e-9),
-        }  # fmt: skip
+        metrics = {
+            **_means(progress.curve),
+            **_figures(examples, seen),
+            "steps": float(plan.steps),
+            "resumed_at_step": float(first),
+            "prepare_s": ready - began,
+            "train_s": trained - ready,
+            "save_s": time.perf_counter() - trained,
+            "tokens_per_s": sum(one.tokens for one in seen) / max(trained - ready, TICK),
+        }
         return TrainResult(work.version, checksum(receipt), receipt, plan.steps, metrics, progress.curve)
 
     def _begin(self, work: TrainWork, training: Training) -> None:
-        """Reference and old log-probs, then the start's weights and the optimizer."""
-        loaded, live = (
-            self.loaded(work.head),
-            not training.model.dropouts,
-        )  # with dropout no step sees the start as it is
-        wanted = training.needing("reference_logprobs")
+        """Reference and old log-probs, the start's weights and the optimizer. A reference that is the start itself is not
+        loaded apart."""
+        loaded, wanted = self.loaded(work.head), training.needing("reference_logprobs")
         if wanted and work.reference is None:
             raise TrainerError(
-                f"{type(work.objective).__name__} reads the reference log-probs of {', '.join(wanted)}, but this train "
-                "node has no reference. Pass `reference=` to train (often the policy it starts from)"
+                f"{type(work.objective).__name__} reads the reference log-probs of {', '.join(view for view, _ in wanted)}, "
+                "but this train node has no reference. Pass `reference=` to train (often the policy it starts from)"
             )
-        apart = wanted and os.path.realpath(work.reference or "") != os.path.realpath(work.start)
-        if apart:
+        if wanted and os.path.realpath(work.reference or "") != os.path.realpath(work.start):
             loaded.load(work.reference or "", None, masters=False)
-            training.add_scores("reference_logprobs", live=False)
+            training.add_reference()
         loaded.load(work.start, work.start_state, masters=True, seed=work.seed)
         training.state = loaded.load_moments(work)
-        if wanted and not apart:
-            training.add_scores("reference_logprobs", live=live)
-            for view in set(training.needing("old_logprobs")) & set(wanted):
-                training.examples.values[view, "old_logprobs"] = training.examples.values[
-                    view, "reference_logprobs"
-                ]
-                training.live |= {(view, "old_logprobs")} if live else set()
-        if training.needing("old_logprobs"):
-            training.add_scores("old_logprobs", live=live)
+        training.add_start()
 
     def _step_and_save(
         self, work: TrainWork, training: Training, progress: Progress, teller: Teller
@@ -248,11 +235,11 @@ class Trainer:
         (place, of), steps = work.span, training.plan.steps
         at = (place - 1) * steps + index
         lr = schedule(spec.schedule, work.lr or spec.lr, spec.warmup, at, of * steps, spec.floor)
-        rows, training.index = training.plan.step(index), index
         self.loaded(work.head).stepped = True
         try:
-            figures, norm = training.step(rows, lr)
+            figures, norm = training.step(index, lr)
         except StepError as error:
+            rows = training.plan.step(index)
             path = Path(work.out).with_name(f"{Path(work.out).name}-failed-step-{index + 1:06d}.parquet")
             if self.collectives.rank == 0:
                 _write_rows(path, training.examples.table.take(rows))
@@ -262,12 +249,7 @@ class Trainer:
                 f"was {lr:g}), extreme weights or advantages, or a start that is broken already"
             ) from error
         progress.step += 1
-        line = {"step": float(progress.step), "loss": figures.loss, "lr": lr, "grad_norm": norm,
-                "tokens": float(figures.tokens)}  # fmt: skip
-        if len(figures.terms) > 1:
-            line |= {f"loss_{name}": value for name, value in figures.terms.items()}
-        for name, (total, count) in sorted(figures.logs.items()):
-            line[f"mean_{name}" if name in line else name] = total / max(count, 1)
+        line = figures.line(progress.step, lr, norm)
         progress.curve.append(line)
         teller.stepped(line)
         if progress.step % spec.checkpoint_steps == 0 and progress.step < training.plan.steps:
@@ -280,6 +262,20 @@ def _write_rows(path: Path, rows: pa.Table) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(rows, path)
+
+
+def _figures(examples: Examples, seen: Sequence[StepFigures]) -> dict[str, float]:
+    """What was learned from, and what share of the forwards' cells was padding, and of the tokens a shared context."""
+    tokens, filled, cells = (
+        sum(getattr(figures, name) for figures in seen) for name in ("tokens", "filled", "cells")
+    )
+    return {
+        "examples": float(len(examples)),
+        "examples_left_out": float(sum(examples.left_out.values())),
+        **{f"examples_{why}": float(rows) for why, rows in examples.left_out.items()},
+        "padding": 1 - filled / max(cells, 1),
+        "shared": 1 - filled / max(tokens, 1),
+    }
 
 
 def _means(curve: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfloop.actors.train.model.attention import states, tolerance
-from selfloop.actors.train.model.logprobs import Also
+from selfloop.actors.train.model.logprobs import Extra
 from selfloop.actors.train.rows.layout import Layout
 from selfloop.workflows.errors import TrainerError
 
@@ -55,12 +55,12 @@ class ScalarModule(nn.Module):
         index: Tensor,
         targets: Tensor,
         layout: Layout | None = None,
-        also: Also | None = None,
+        extra: Extra | None = None,
     ) -> Tensor:
-        """(places,) the head's number at each place `index`; also: makes what comes behind it from the hidden states."""
+        """(places,) the head's number at each place `index`; extra: makes what comes behind it from the hidden states."""
         hidden = states(self.model, input_ids, layout).index_select(0, index)
         scores = self.model.score(hidden).squeeze(-1)
-        return scores if also is None else torch.cat([scores, also(hidden, targets, self.model.score)])
+        return scores if extra is None else torch.cat([scores, extra(hidden, targets, self.model.score)])
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Pooled:
     views: tuple[str, ...]
     flat = True
 
-    def columns(self, micro: Micro) -> Also:
+    def columns(self, micro: Micro) -> Extra:
         """What the forward calls with its hidden states."""
         return lambda hidden, targets, score: hidden.detach().float().reshape(-1)
 

@@ -17,12 +17,12 @@ from selfloop.actors.train.model.attention import states, tolerance
 from selfloop.actors.train.rows.layout import Layout
 from selfloop.workflows.errors import TrainerError
 
-__all__ = ["KEPT_BYTES", "Also", "PolicyModule", "head_logprobs"]
+__all__ = ["KEPT_BYTES", "Extra", "PolicyModule", "head_logprobs"]
 
 TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 """Size of one tile of float32 logits."""
 
-Also = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
+Extra = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 KEPT_BYTES = 128 * 2**20
 """Tiles of this size together are kept for the backward pass, so that small vocabularies are not computed twice."""
@@ -168,13 +168,13 @@ class PolicyModule(nn.Module):
         scale, cap = logit_scale(model.config)
         plain = head.forward
 
-        def forward(hidden: Tensor, targets: Tensor | None = None, also: Also | None = None) -> Tensor:
+        def forward(hidden: Tensor, targets: Tensor | None = None, extra: Extra | None = None) -> Tensor:
             if targets is None:
                 return plain(hidden)
             found = head_logprobs(hidden, head.weight, getattr(head, "bias", None), targets, scale, cap)
-            if also is None:
+            if extra is None:
                 return found
-            return torch.cat([found, also(hidden, targets, lambda part: scaled(plain(part), scale, cap))])
+            return torch.cat([found, extra(hidden, targets, lambda part: scaled(plain(part), scale, cap))])
 
         head.forward = forward
 
@@ -184,13 +184,13 @@ class PolicyModule(nn.Module):
         index: Tensor,
         targets: Tensor,
         layout: Layout | None = None,
-        also: Also | None = None,
+        extra: Extra | None = None,
     ) -> Tensor:
         """(trained,) log-probs of `targets`, each predicted at its place `index` of the flattened input. layout: if
-        sequences lie end to end. also: makes what comes behind the log-probs, from the hidden states,
+        sequences lie end to end. extra: makes what comes behind the log-probs, from the hidden states,
         the targets and a function that gives logits."""
         hidden = states(self.model, input_ids, layout).index_select(0, index)
-        return self.model.get_output_embeddings()(hidden, targets, also)
+        return self.model.get_output_embeddings()(hidden, targets, extra)
 
 
 def logit_scale(config: Any) -> tuple[float, float | None]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from selfloop.actors.train.spec import TrainerSpec, TrainWork
     from selfloop.workflows.objectives.base import Objective
 
-__all__ = ["Teacher", "Teaching", "also_of"]
+__all__ = ["Teacher", "Teaching", "extra_of"]
 
 CHUNK_BYTES = 64 * 2**20  # of float32 logits
 Logits = Callable[[Tensor], Tensor]
@@ -127,7 +127,7 @@ class Teaching:
         return found
 
 
-def also_of(spec: TrainerSpec, work: TrainWork, model: Sharded) -> Teaching | Pooled | None:
+def extra_of(spec: TrainerSpec, work: TrainWork, model: Sharded) -> Teaching | Pooled | None:
     """What the objective reads beside log-probs or scalars, its teachers loaded; None if that is nothing."""
     pooled = tuple(view for view, names in work.objective.reads.items() if "hidden" in names)
     if pooled:

@@ -24,7 +24,7 @@ from selfloop.actors.train.model.architecture import build, prove
 from selfloop.workflows.errors import TrainerError
 
 if TYPE_CHECKING:
-    from selfloop.actors.train.model.logprobs import Also
+    from selfloop.actors.train.model.logprobs import Extra
     from selfloop.actors.train.rows.micro import Micro
     from selfloop.actors.train.spec import TrainerSpec
 
@@ -148,15 +148,15 @@ class Sharded:
     # ---- one optimizer step
 
     def outputs(
-        self, micro: Micro, what: str = "logprobs", draw: int | None = None, also: Also | None = None
+        self, micro: Micro, what: str = "logprobs", draw: int | None = None, extra: Extra | None = None
     ) -> Tensor:
-        """(trained,) log-probs or values, or (sequences,) rewards, float32, and what `also` makes behind them. draw: seed of
+        """(trained,) log-probs or values, or (sequences,) rewards, float32, and what `extra` makes behind them. draw: seed of
         the dropout; None: nothing is dropped."""
         self.drop(draw is not None)
         if draw is not None:
             torch.manual_seed(draw)
         index = micro.ends if what == "rewards" else micro.index
-        return self.engine(micro.input_ids, index, micro.targets, micro.layout, also)
+        return self.engine(micro.input_ids, index, micro.targets, micro.layout, extra)
 
     def drop(self, on: bool) -> None:
         """Dropout on or off, in these modules alone: what is below them keeps its mode."""

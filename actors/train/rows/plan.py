@@ -62,9 +62,9 @@ class Plan:
             self.__dict__["_kept"] = kept
         return kept[1]
 
-    def seen(self) -> list[tuple[int, np.ndarray]]:
-        """(step, rows) of the first epoch: every row that is trained on at least once, in its first micro-batches."""
-        return [(index, self.step(index)) for index in range(min(self.steps, self.per_epoch))]
+    def seen(self) -> list[np.ndarray]:
+        """The rows of each step of the first epoch: every row that is trained on at least once, in its first micro-batches."""
+        return [self.step(index) for index in range(min(self.steps, self.per_epoch))]
 
 
 class Shapes:

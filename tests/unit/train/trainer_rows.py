@@ -142,11 +142,11 @@ class Death:
 
         real = Training.step
 
-        def dying(training: Training, rows: np.ndarray, lr: float) -> Any:
+        def dying(training: Training, index: int, lr: float) -> Any:
             self.taken += 1
             if self.taken == self.step:
                 raise Died
-            return real(training, rows, lr)
+            return real(training, index, lr)
 
         monkeypatch.setattr(Training, "step", dying)
         return self
