@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 __all__ = ["Collectives"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Collectives:
     world: int
     group: Any = None
 
-    def all(self, value: Any) -> list[Any]:
+    def all(self, value: T) -> list[T]:
         """Every rank's value, in order of rank."""
         if self.world == 1:
             return [value]
@@ -27,9 +29,10 @@ class Collectives:
         torch.distributed.all_gather_object(found, value, group=self.group)
         return found
 
-    def first(self, value: Any) -> Any:
+    def first(self, value: T) -> T:
         """The first rank's value."""
-        return self.all(value if self.rank == 0 else None)[0]
+        found: list[Any] = self.all(value if self.rank == 0 else None)
+        return found[0]
 
     def agree(self, error: Exception | None) -> None:
         """Raise on all ranks what one of them met."""

@@ -23,7 +23,7 @@ from selfloop.workflows.store.disk import sync_folder
 __all__ = ["commit_folder", "temporary", "write_checkpoint", "write_tensors"]
 
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 * 2**30
+SHARD_BYTES = 5 * 2**30  # as Hugging Face cuts checkpoints
 SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ from selfloop.actors.train.disk import read_json, unpack_state
 from selfloop.actors.train.model.adapters import STEM, Base, base_of, exported, fresh, prove_base, state_base
 from selfloop.actors.train.model.heads import HEAD
 from selfloop.actors.train.model.zero import Sharded, shape_of
-from selfloop.actors.weights.folder import Folder, fingerprint
+from selfloop.actors.weights.folder import Fingerprint, Folder, fingerprint
 from selfloop.workflows.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -29,9 +29,16 @@ if TYPE_CHECKING:
 __all__ = ["Loaded"]
 
 
+class Masters(NamedTuple):
+    """What float32 masters are of: the start's folder and its state, and the seed of adapters that are new."""
+
+    folders: Fingerprint
+    new: int | None = None
+
+
 @dataclass
 class Loaded:
-    """served, masters, moments: fingerprints of the folders they are of; None: of no folder (half-way weights).
+    """served, masters, moments: what they are of; None: of no folder (half-way weights).
 
     head: the model has a scalar head. bases: what is known of the folders that adapters stand on.
     """
@@ -39,12 +46,12 @@ class Loaded:
     spec: TrainerSpec
     collectives: Collectives
     head: bool = False
-    served: Any = None
-    masters: Any = None
-    moments: Any = None
+    served: Fingerprint | None = None
+    masters: Masters | None = None
+    moments: Fingerprint | None = None
     stepped: bool = False
     built: Sharded | None = None
-    bases: dict[Any, Base] = field(default_factory=dict)
+    bases: dict[Fingerprint, Base] = field(default_factory=dict)
 
     @property
     def model(self) -> Sharded:
@@ -76,7 +83,7 @@ class Loaded:
         served, whole = self.marks(folder, state, seed)
         if self.served == served and (not masters or self.masters == whole):
             return
-        self.served = None
+        self.served = None  # until all of them are in the module
         if masters and self.spec.lora:
             self.load_adapters(folder, state, seed)
         else:
@@ -88,12 +95,12 @@ class Loaded:
         elif self.spec.lora:
             self.masters = None  # the base is another one now
         elif model.stage == 0:
-            self.masters = (served, None)
+            self.masters = Masters(served)  # without ZeRO the served weights are the masters
 
-    def marks(self, folder: str, state: str | None, seed: int) -> tuple[Any, Any]:
+    def marks(self, folder: str, state: str | None, seed: int) -> tuple[Fingerprint, Masters]:
         """What tells whether the served weights, and the masters, of these folders are held already."""
         new = seed if self.spec.lora and state_base(state) is None else None
-        return self.collectives.first((fingerprint(folder), (fingerprint(folder, state), new)))
+        return self.collectives.first((fingerprint(folder), Masters(fingerprint(folder, state), new)))
 
     def reader(self, source: Folder) -> Callable[[str], Tensor]:
         """Reads a checkpoint's tensors; a new scalar head is zero."""
@@ -130,7 +137,9 @@ class Loaded:
             except TrainerError as met:
                 error = met
         self.collectives.agree(error)
-        return self.collectives.first(base)
+        base = self.collectives.first(base)
+        assert base is not None  # the first rank has one, or all have raised
+        return base
 
     def base_of(self, folder: str) -> Base:
         """`adapters.base_of`, hashed once for files that stay as they are."""

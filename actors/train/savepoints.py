@@ -46,8 +46,9 @@ def work_key(spec: TrainerSpec, work: TrainWork, training: Training) -> str:
     free = ("model", "checkpoint_steps", "gradient_checkpointing")
     shared = {name: value for name, value in asdict(spec).items() if name not in free}
     plan, examples = training.plan, training.examples
-    about = [shared, work.role, work.version, work.optimizer, work.head, work.lr, work.span, plan.batch_size,
-             plan.epochs, plan.seed, type(work.objective).__name__, work.objective.model_dump(mode="json")]  # fmt: skip
+    about = [shared, work.role, work.version, work.optimizer, work.head, work.lr, work.span]
+    about += [plan.batch_size, plan.epochs, plan.seed]
+    about += [type(work.objective).__name__, work.objective.model_dump(mode="json")]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, view in examples.views.items():
         digest.update(name.encode())
@@ -103,7 +104,7 @@ def save(spec: TrainerSpec, work: TrainWork, training: Training) -> dict[str, st
         _write_state(
             Path(work.state_out), training, {"version": work.version}, masters=masters, moments=moments
         )
-    width = 4 if spec.dtype == "float32" else 2
+    width = 4 if spec.dtype == "float32" else 2  # bytes a number
     sizes = {name: width * prod(shape) for name, shape in training.model.shapes().items()}
     tensors = _on_first(training.collectives, training.model.served())
     receipt: dict[str, str] = {}

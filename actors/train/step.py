@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from selfloop.actors.train.collectives import Collectives
+from selfloop.actors.train.figures import StepFigures
 from selfloop.actors.train.model.heads import Pooled
 from selfloop.actors.train.model.teachers import Teaching
 from selfloop.actors.train.model.zero import Sharded
@@ -30,55 +31,11 @@ from selfloop.workflows.data.seeds import derive_seed
 from selfloop.workflows.errors import ObjectiveError, SelfloopError, TrainerError
 from selfloop.workflows.objectives.base import Loss, Objective
 
-__all__ = ["StepError", "StepFigures", "Training", "schedule"]
+__all__ = ["StepError", "Training", "schedule"]
 
 
 class StepError(TrainerError):
     """A step whose loss or gradient is not finite."""
-
-
-@dataclass
-class StepFigures:
-    """What one rank, or all, saw of a step. tokens: of all sequences. cells: that a forward computed, `filled` of them with a
-    token; fewer than tokens where contexts are shared."""
-
-    loss: float = 0.0
-    terms: dict[str, float] = field(default_factory=dict)
-    logs: dict[str, tuple[float, float]] = field(default_factory=dict)
-    tokens: int = 0
-    filled: int = 0
-    cells: int = 0
-    state: dict[str, Tensor] = field(default_factory=dict)
-    error: SelfloopError | None = None
-
-    def merge(self, other: StepFigures) -> None:
-        """Add another rank's figures; the running state is the same everywhere."""
-        self.loss += other.loss
-        self.tokens += other.tokens
-        self.filled += other.filled
-        self.cells += other.cells
-        for name, value in other.terms.items():
-            self.terms[name] = self.terms.get(name, 0.0) + value
-        for name, (total, count) in other.logs.items():
-            mine = self.logs.get(name, (0.0, 0.0))
-            self.logs[name] = (mine[0] + total, mine[1] + count)
-        self.state = self.state or other.state
-        self.error = self.error or other.error
-
-    def line(self, step: int, lr: float, norm: float) -> dict[str, float]:
-        """A step's line of the curve."""
-        line = {
-            "step": float(step),
-            "loss": self.loss,
-            "lr": lr,
-            "grad_norm": norm,
-            "tokens": float(self.tokens),
-        }
-        if len(self.terms) > 1:
-            line |= {f"loss_{name}": value for name, value in self.terms.items()}
-        for name, (total, count) in sorted(self.logs.items()):
-            line[f"mean_{name}" if name in line else name] = total / max(count, 1)
-        return line
 
 
 def schedule(kind: str, lr: float, warmup: float, step: int, steps: int, floor: float = 0.0) -> float:
@@ -123,7 +80,7 @@ class Training:
         if not self.model.dropouts:
             return None
         number = place * self.collectives.world + self.collectives.rank
-        return derive_seed(self.plan.seed, "dropout", self.index, number) % 2**63
+        return derive_seed(self.plan.seed, "dropout", self.index, number) % 2**63  # torch's seeds are signed
 
     def outputs(self, place: int, micro: Micro) -> Tensor:
         """What the objective's columns are made of, in micro-batch number `place` of the step."""
@@ -215,7 +172,8 @@ class Training:
         }
         with torch.no_grad():
             loss = self._call(micro, {**zeros, **batch, **self._state_columns(micro)})
-        return {name: max(float(term.count()), 1e-12) for name, term in loss.terms.items()}
+        least = 1e-12  # a term that counts nothing sums to zero, and zero it stays
+        return {name: max(float(term.count()), least) for name, term in loss.terms.items()}
 
     def _sums(self, micros: Sequence[Micro]) -> dict[str, Tensor]:
         """The objective's statistics over the whole step, from a pass without gradient."""
@@ -275,7 +233,7 @@ class Training:
             bad = {name: float(share.detach()) for name, share in shares.items()}
             figures.error = StepError(f"the loss is not finite: its terms are {bad}")
             return zero
-        _note(figures, loss, shares, micro, value)
+        figures.note(loss, shares, micro, value)
         return total if total.requires_grad else total + zero
 
     def _batch(self, micro: Micro, outputs: Tensor) -> dict[str, Tensor]:
@@ -324,18 +282,3 @@ class Training:
             except Exception:
                 break
         return error
-
-
-def _note(figures: StepFigures, loss: Loss, shares: Mapping[str, Tensor], micro: Micro, value: float) -> None:
-    figures.loss += value
-    figures.tokens += micro.tokens
-    figures.filled += micro.tokens if micro.layout is None else micro.input_ids.numel()
-    figures.cells += micro.input_ids.numel()
-    figures.state = {name: column.detach().cpu() for name, column in loss.state.items()}
-    for name, share in shares.items():
-        figures.terms[name] = figures.terms.get(name, 0.0) + float(share.detach())
-    for name, column in loss.logs.items():
-        total, count = figures.logs.get(name, (0.0, 0.0))
-        seen = max(column.numel(), 1)
-        each = float(column.detach().float().sum()) / seen
-        figures.logs[name] = (total + each * len(micro.rows), count + len(micro.rows))

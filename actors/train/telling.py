@@ -41,7 +41,10 @@ class Teller:
 
     def stepped(self, line: dict[str, float]) -> None:
         """A step is done; its line of the curve."""
-        step, seconds = int(line["step"]), max(self.clock() - self.began, 1e-9)
+        step, seconds = (
+            int(line["step"]),
+            max(self.clock() - self.began, 1e-9),
+        )  # no division by a clock's tick
         self.tokens += line["tokens"]
         left = seconds / (step - self.first) * (self.steps - step)
         self.tell(Told("", step, self.steps, line["loss"], self.tokens / seconds, left))

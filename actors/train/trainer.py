@@ -24,10 +24,11 @@ from selfloop.workflows.models.lengths import positions_of, trained_limit
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from selfloop.actors.train.figures import StepFigures
     from selfloop.actors.train.loaded import Loaded
     from selfloop.actors.train.rows.examples import Examples
     from selfloop.actors.train.savepoints import Progress
-    from selfloop.actors.train.step import StepFigures, Training
+    from selfloop.actors.train.step import Training
 
 __all__ = ["Trainer"]
 

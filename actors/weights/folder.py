@@ -15,7 +15,10 @@ from selfloop.workflows.errors import TrainerError, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Folder", "fingerprint", "folder_tensors"]
+__all__ = ["Fingerprint", "Folder", "fingerprint", "folder_tensors"]
+
+Fingerprint = tuple[tuple[str, int, int, int], ...]
+"""Of each tensor file of a folder: its real path, size, time of change, inode."""
 
 
 def folder_tensors(folder: str, dtype: str) -> Iterator[tuple[str, Tensor]]:
@@ -60,9 +63,9 @@ class Folder:
         return self.files[name].get_tensor(name)
 
 
-def fingerprint(*paths: str | None) -> tuple[Any, ...]:
-    """Changes when a tensor file of these folders does: names, sizes, times, inodes."""
-    found: list[Any] = []
+def fingerprint(*paths: str | None) -> Fingerprint:
+    """Changes when a tensor file of these folders does."""
+    found: list[tuple[str, int, int, int]] = []
     for path in paths:
         for file in sorted(Path(path).glob("*.safetensors")) if path else []:
             about = file.stat()

@@ -23,7 +23,7 @@ __all__ = ["TrainerGroup", "TrainingCall"]
 
 TRIES = 5  # times a training is started before its deaths are the user's to look at
 NEWS_SECONDS = 1.0  # between two questions how far a training is
-MEASURES = 2  # batches in flight of `measure` nodes
+MEASURES = 2  # batches in flight of `measure` nodes: one is computed, the next lies ready
 
 
 class TrainerGroup:

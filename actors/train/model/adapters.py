@@ -100,14 +100,14 @@ def peft_config(lora: Lora, head: bool, **more: Any) -> Any:
     alpha: Any = lora.scale  # peft says int, and takes any number
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     kind = TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM
-    return LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=targets,
-                      task_type=kind, **more)  # fmt: skip
+    sizes = {"r": lora.rank, "lora_alpha": alpha, "lora_dropout": lora.dropout}
+    return LoraConfig(target_modules=targets, task_type=kind, **sizes, **more)
 
 
 def dropouts(model: nn.Module) -> list[nn.Module]:
     """The adapters' dropout layers."""
-    return [module for name, module in model.named_modules()
-            if isinstance(module, nn.Dropout) and ".lora_dropout." in name]  # fmt: skip
+    named = model.named_modules()
+    return [one for name, one in named if isinstance(one, nn.Dropout) and ".lora_dropout." in name]
 
 
 def plain(name: str) -> str:
@@ -124,7 +124,7 @@ def fresh(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """A new adapter's tensor: B is zero, A is drawn as peft draws it, by its own name and the train node's seed."""
     value = torch.zeros(shape, dtype=torch.float32)
     if ".lora_A." in name:
-        generator = torch.Generator().manual_seed(derive_seed(seed, name) % 2**63)
+        generator = torch.Generator().manual_seed(derive_seed(seed, name) % 2**63)  # torch's seeds are signed
         nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
     return value
 
@@ -167,9 +167,9 @@ def prove_base(state: str, wanted: Base, now: Callable[[str], Base]) -> None:
 def write_config(path: Path, lora: Lora, head: bool, base: Base, targets: Iterable[str]) -> None:
     """peft's adapter_config.json, so that `PeftModel.from_pretrained(base, path)` reads the folder."""
     modules = sorted({name.removesuffix(".weight").rsplit(".", 1)[-1] for name in targets})
-    more = {"modules_to_save": ["score"]} if head else {}
-    config = peft_config(lora.model_copy(update={"targets": tuple(modules)}), head, inference_mode=True,
-                         base_model_name_or_path=base.folder, **more)  # fmt: skip
+    more: dict[str, Any] = {"modules_to_save": ["score"]} if head else {}
+    more |= {"inference_mode": True, "base_model_name_or_path": base.folder}
+    config = peft_config(lora.model_copy(update={"targets": tuple(modules)}), head, **more)
     about = {
         name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()
     }

@@ -23,9 +23,14 @@ NAME = "selfloop"
 
 
 def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    layout: Layout | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """transformers' attention function: query, key, value (1, heads, T, width) -> (1, T, heads, width)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward as plain
 
@@ -79,7 +84,7 @@ def states(model: Any, input_ids: Tensor, layout: Layout | None = None) -> Tenso
 
 
 def tolerance(model: nn.Module) -> float:
-    """By what share two ways to compute the same may differ."""
+    """By what share two ways to compute the same may differ: sums in another order, in numbers of 24 or of 8 bits."""
     return 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
 
 
@@ -88,6 +93,7 @@ def lies_flat(model: Any, device: str | torch.device) -> bool:
     architecture's attention sees to it."""
     if model.config._attn_implementation != NAME:
         return False
+    # any tokens: 31 steps through a vocabulary of 97 without a repeat, and a smaller one is stepped through as it is
     tokens = np.arange(21) * 31 % min(model.config.get_text_config().vocab_size, 97)
     lengths, starts = np.array([9, 7, 5]), np.array([5, 5, 3])
     tokens[9:14] = tokens[:5]

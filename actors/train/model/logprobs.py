@@ -32,8 +32,17 @@ class _HeadLogProbs(torch.autograd.Function):
     """log_softmax(cap * tanh(scale * (hidden @ weight.T + bias) / cap))[target], in float32."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float,
-                cap: float | None, width: int, room: int) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        cap: float | None,
+        width: int,
+        room: int,
+    ) -> Tensor:
         tiles = _Tiles(hidden, weight, bias, targets, scale, cap, width)
         top = torch.full((len(hidden),), -torch.inf, device=hidden.device)
         total, picked = torch.zeros_like(top), torch.zeros_like(top)
@@ -92,8 +101,16 @@ class _Tiles:
     """The logits of all tokens, a slice of the vocabulary at a time; iterating gives each slice, and the rows and the
     columns of the targets that lie in it."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float,
-                 cap: float | None, width: int):  # fmt: skip
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        cap: float | None,
+        width: int,
+    ):
         self.hidden, self.weight, self.bias, self.targets = hidden, weight, bias, targets
         self.scale, self.cap, self.width = scale, cap, width
         self.scratch: Tensor | None = (
@@ -137,8 +154,15 @@ def _add_product(total: Tensor, grad: Tensor, weight: Tensor) -> None:
         total += grad @ weight
 
 
-def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float = 1.0,
-                  cap: float | None = None, tile_bytes: int | None = None) -> Tensor:  # fmt: skip
+def head_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float = 1.0,
+    cap: float | None = None,
+    tile_bytes: int | None = None,
+) -> Tensor:
     """Log-probs (tokens,), float32 nats, of targets (tokens,) from the hidden states (tokens, width) that predict
     them. scale and cap: what some architectures do to their logits."""
     size = tile_bytes or TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])

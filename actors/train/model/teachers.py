@@ -108,7 +108,9 @@ class Teaching:
                     columns.append(full_kl(policy, self.teachers[name].logits(theirs[name][places])))
             return torch.stack(columns)
 
-        vocabulary = next(iter(self.teachers.values())).head.weight.shape[0] if self.teachers else 2**16
+        vocabulary = (
+            next(iter(self.teachers.values())).head.weight.shape[0] if self.teachers else 2**16
+        )  # of most models, or less
         rows = max(1, CHUNK_BYTES // (4 * vocabulary))
         slices = [slice(start, start + rows) for start in range(0, len(hidden), rows)]
         made = [checkpoint(chunk, hidden[places], places, use_reentrant=False) for places in slices]

@@ -32,7 +32,7 @@ __all__ = ["MOMENTS", "Sharded", "join_group"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PREFIX = "model."
-MINUTES = 10
+MINUTES = 10  # that ranks wait for each other: a large model is read that long from a slow disk
 
 
 def join_group(device: str, rank: int, world: int, master: tuple[str, int]) -> None:
@@ -134,9 +134,9 @@ class Sharded:
         config = json.loads(
             files("selfloop.configs").joinpath(f"deepspeed/zero{self.stage}.json").read_text("utf-8")
         )
-        config |= {"train_batch_size": self.world, "train_micro_batch_size_per_gpu": 1,
-                   "gradient_accumulation_steps": 1, "steps_per_print": 2**62,
-                   "gradient_clipping": self.spec.clip or 0.0 if self.stage else 0.0}  # fmt: skip
+        config |= {"train_batch_size": self.world, "train_micro_batch_size_per_gpu": 1}
+        config |= {"gradient_accumulation_steps": 1, "steps_per_print": 2**62}  # it prints nothing
+        config |= {"gradient_clipping": self.spec.clip or 0.0 if self.stage else 0.0}
         if self.stage:
             size = sum(param.numel() for param in module.parameters())
             bucket = config["zero_optimization"].get("reduce_bucket_size", size)

@@ -20,7 +20,10 @@ from selfloop.actors.train.rows.views import View
 __all__ = ["Plan", "Shapes", "cut", "deal"]
 
 SHORTEST = 0.8
-"""Where sequences are padded, the shortest of a micro-batch, as a share of its longest."""
+"""Where sequences are padded, the shortest of a micro-batch, as a share of its longest: at most a fifth is padding."""
+
+ROUNDING = 1e-9
+"""Of an epoch: less is what a sum of shares, such as 0.1 ten times, leaves over, and no part of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Plan:
     def last_rows(self) -> int:
         """Examples of the last epoch when it is only a part of one, else 0."""
         share = self.epochs - math.floor(self.epochs)
-        return max(1, round(share * self.rows)) if share > 1e-9 else 0
+        return max(1, round(share * self.rows)) if share > ROUNDING else 0
 
     @property
     def steps(self) -> int:
