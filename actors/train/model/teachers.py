@@ -108,9 +108,8 @@ class Teaching:
                     columns.append(full_kl(policy, self.teachers[name].logits(theirs[name][places])))
             return torch.stack(columns)
 
-        vocabulary = (
-            next(iter(self.teachers.values())).head.weight.shape[0] if self.teachers else 2**16
-        )  # of most models, or less
+        heads = [len(teacher.head.weight) for teacher in self.teachers.values()]
+        vocabulary = heads[0] if heads else 2**16  # the policy's is not known here; most are of this order
         rows = max(1, CHUNK_BYTES // (4 * vocabulary))
         slices = [slice(start, start + rows) for start in range(0, len(hidden), rows)]
         made = [checkpoint(chunk, hidden[places], places, use_reentrant=False) for places in slices]
