@@ -14,7 +14,7 @@ help:
 	@echo "make setup       install everything into $(VENV) (the other targets do it too)"
 	@echo "make quickstart  a small model improves itself, in minutes, on this machine"
 	@echo "make test        all tests"
-	@echo "make check       format, lint, types, size budget, unit tests: under two minutes"
+	@echo "make check       format, lint, rooms, types, size budget, unit tests: a few minutes"
 	@echo "make bench       measure and print ratios, beside the bare engines (a quarter of an hour)"
 	@echo "make peers       the same work beside TRL, in an environment of its own (most of an hour)"
 	@echo "make faults      kill everything, with real vLLM and DeepSpeed: about half an hour"
