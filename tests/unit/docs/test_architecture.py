@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```\n(.*?)```", PAGE, re.S)
+BLOCKS = re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
 NAMED = re.findall(r"`((?:workflows|actors|tests|configs|cluster)/[\w/.]*)(?:: ([\w.]+))?`", PAGE)
 
 
