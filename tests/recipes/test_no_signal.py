@@ -82,11 +82,15 @@ def test_a_resume_stops_in_the_same_place_and_runs_nothing(tmp_path: Path) -> No
     """Decided from the manifests: without metrics.jsonl, with more iterations, and before anything is sampled."""
     config, path = pocket_config("grpo", DR_GRPO, iterations=5), tmp_path / "run"
     message = refused(config, path, never_right)
-    events = (path / "events.jsonl").read_bytes()
+    events = (path / "events.jsonl").read_text()
     (path / "metrics.jsonl").unlink()
     longer = config.model_copy(update={"iterations": 9})
     assert refused(longer, path, by_seed) == message
-    assert (path / "events.jsonl").read_bytes() == events and not (path / "iteration=0003").exists()
+    more = (path / "events.jsonl").read_text().removeprefix(events).splitlines()
+    assert [json.loads(line)["event"] for line in more] == [
+        "config"
+    ]  # that it is longer now, and nothing else
+    assert not (path / "iteration=0003").exists()
 
 
 def test_a_run_stopped_between_the_two_counts_them_together(tmp_path: Path) -> None:
