@@ -4,7 +4,7 @@
 
 - A recipe: `Recipe`, its `Iteration`, the `Stream` and `Model` that its graph is made of, `ScalarHead`, and
   `RecipeError` for what its data cannot be used for.
-- A rule (which rows are learned from): `Row`, `Pair`, `Rule`; ready ones: `BestOfN`, `Correct`, `scored_rows`,
+- A rule (which rows are learned from): `Row`, `Pair`, `Rule`, `reads`; ready ones: `BestOfN`, `Correct`, `scored_rows`,
   `best_against_worst`, `MostAgainstLeast`, and for groups `Groups`, `Rewards`, `Advantages`, `Truncated`.
 - A program that talks to models: `Player`, `Said`, `graded`, `VERDICT`.
 - A judge: `Verifier`, `PromptJudge`, and `frame` with `conversation` for texts that others wrote. Prompts are lists of

@@ -13,7 +13,7 @@ from selfloop.workflows.flow.verbs.play import VERDICT, Player, Said, graded
 from selfloop.workflows.judges.base import PromptJudge, Verifier
 from selfloop.workflows.judges.prompts.frames import conversation, frame
 from selfloop.workflows.objectives import *  # noqa: F403
-from selfloop.workflows.rules.base import Pair, Row, Rule
+from selfloop.workflows.rules.base import Pair, Row, Rule, reads
 from selfloop.workflows.rules.groups import Advantages, Groups, Rewards, Truncated
 from selfloop.workflows.rules.keep import BestOfN, Correct, scored_rows
 from selfloop.workflows.rules.pairs import MostAgainstLeast, best_against_worst
@@ -46,6 +46,7 @@ __all__ = [
     "conversation",
     "frame",
     "graded",
+    "reads",
     "scored_rows",
 ]
 __all__ += objectives.__all__

@@ -14,6 +14,7 @@ import pytest
 import selfloop
 from selfloop import names
 from selfloop.workflows import objectives
+from selfloop.workflows.cli.new import PAGE
 
 ROOT = Path(__file__).parents[2]
 # What methods may import beside the door: judges and the pocket world, which are many; figures of objectives; and
@@ -87,6 +88,7 @@ def test_methods_import_from_the_door(path: Path) -> None:
 
 def test_every_name_has_a_user() -> None:
     texts = [path.read_text(encoding="utf-8") for path in PAGES]
+    texts.append(PAGE)
     for guide in GUIDES:
         texts += re.findall(
             r"^```python\n(.*?)^```", guide.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL

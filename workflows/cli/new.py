@@ -27,7 +27,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from selfloop import SFT, Iteration, Model, Recipe, Row, scored_rows
+from selfloop import SFT, Iteration, Model, Recipe, Row, reads, scored_rows
 
 __all__ = ["KIND", "best"]
 
@@ -55,6 +55,7 @@ class KIND(Recipe):
         )
 
 
+@reads("score")
 def best(rows: Sequence[Row], rng: random.Random) -> list[Row]:
     """The best answer to a prompt, if any is good for something."""
     good = [row for row in scored_rows(rows) if row["score"] > 0]

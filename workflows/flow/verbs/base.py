@@ -22,7 +22,7 @@ a model takes part and further streams in between where it `takes` them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -164,7 +164,7 @@ def apply(function: Callable[..., Any], context: Context, group: str, *args: Any
 
     def listed() -> list[Any]:
         result = function(*args)
-        return [] if result is None else [result] if isinstance(result, dict) else list(result)
+        return [] if result is None else [result] if isinstance(result, Mapping) else list(result)
 
     return call(listed, context, group, named=function)
 
