@@ -1,7 +1,7 @@
 r"""Content keys: what a node's rows depend on, and nothing else, as one hash.
 
 Resume compares it with what was committed, `reuse` takes finished nodes of another run by it. A function counts by its
-source, by what it carries (constants that it names, defaults, closure) and by the code of one's own that it names; an
+source, by what it carries (constants that it names, defaults, closure) and by the code that it names, but for installed packages; an
 object by its type and its fields. Where code lives does not count: no module path, no import statement. Nothing here may
 differ between two processes: no address, no order of a set.
 
@@ -47,7 +47,6 @@ from pydantic import BaseModel
 from selfloop.workflows.store.canonical import (
     CACHED,
     CONSTANTS,
-    HERE,
     Canonical,
     home,
     installed,
@@ -144,14 +143,12 @@ class Reached:
         self.values = Canonical(self.tag)
 
     def is_own(self, module: str) -> bool:
-        """Whether a module's code is followed: of the same package, or a local one beside it. Selfloop's, which others
-        name, counts by its version."""
-        top = module.partition(".")[0]
-        return top == self.package or (top != HERE and not installed(module))
+        """Whether a module's code is followed: of the same package, a local one beside it, or Selfloop's."""
+        return module.partition(".")[0] == self.package or not installed(module)
 
     def tag(self, thing: Any, owner: type[Any] | None = None) -> str:
         """What is said of a function or class that is carried: it is followed unless it is another's, installed."""
-        return self.follow(thing) if not installed(str(thing.__module__)) else label(thing)
+        return self.follow(thing) if self.is_own(str(thing.__module__)) else label(thing)
 
     def follow(self, thing: Any) -> str:
         """Its tag; when it is reached for the first time, it joins `things`."""

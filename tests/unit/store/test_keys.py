@@ -424,6 +424,17 @@ def test_a_helper_named_through_its_module_counts(tmp_path: Path, monkeypatch: p
     assert found[0] == found[1] != found[2]
 
 
+def test_code_of_selfloop_that_ones_own_names_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from selfloop.workflows.judges.answers import equivalent\n\ndef rule(rows, rng):\n    return equivalent(rows, rows)\n"
+    made = modules_of({"mine": text}, tmp_path / "mine", monkeypatch)
+    before = identity(made.rule)
+    monkeypatch.setattr(answers, "LONGEST", 7)
+    keys.hash_of.cache_clear()
+    after = identity(made.rule)
+    keys.hash_of.cache_clear()
+    assert before != after
+
+
 def test_equal_names_in_two_modules_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = "from a import f as one\nfrom b import f as two\ndef rule(rows, rng):\n    return one(rows), two(rows)\n"
     x, y = "def f(rows):\n    return 1\n", "def f(rows):\n    return 2\n"

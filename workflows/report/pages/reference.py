@@ -102,7 +102,7 @@ A node's content key is a hash of what its rows depend on. `resume` compares it 
 node of another run where the keys are equal. It knows:
 
 - the node: its verb and name, and its settings, with the code of rules, judges, verifiers and objectives in them: their source,
-  the constants, defaults and closures that it uses, and the same of all code of one's own that it names, over modules. Where code
+  the constants, defaults and closures that it uses, and the same of all code that it names, one's own and Selfloop's. Where code
   lives is not in it, nor are import statements: a function or a file may be moved. Of a recipe's method it knows what this
   reaches; the recipe's page is in no key, so another loss keeps the samples.
 - the keys of its inputs, and of each model that it uses the weights, tokenizer and chat template.
