@@ -20,8 +20,10 @@ All of them pickle (they cross Ray), because each is built from one string.
 
 from __future__ import annotations
 
+import difflib
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "TrainerError",
     "WeightsError",
     "blamed",
+    "nearest",
 ]
 
 
@@ -119,3 +122,8 @@ def blamed(error: BaseException) -> str:
         ):
             return f" ({frame.filename}, line {frame.lineno})"
     return ""
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that is most like a wrong one, for the way out; None if none is like it."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)

@@ -16,9 +16,9 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from selfloop.workflows.config.sentences import describe, first_line, nearest
+from selfloop.workflows.config.sentences import describe, first_line
 from selfloop.workflows.config.settings import Config
-from selfloop.workflows.errors import InputError
+from selfloop.workflows.errors import InputError, nearest
 
 __all__ = [
     "Draft",

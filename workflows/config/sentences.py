@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -10,8 +9,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from selfloop.workflows.config.settings import Config, Prompts, Section
+from selfloop.workflows.errors import nearest
 
-__all__ = ["describe", "first_line", "in_short", "nearest"]
+__all__ = ["describe", "first_line", "in_short"]
 
 # What people type who come from other trainers.
 SYNONYMS = {
@@ -38,11 +38,6 @@ TYPES = {
     "tuple": "a list",
     "list": "a list",
 }
-
-
-def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
-    """The known word that is most like this one, or None."""
-    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), None)
 
 
 def describe(item: Any, top: type[BaseModel], prefix: str = "", whose: str = "") -> tuple[str, str]:

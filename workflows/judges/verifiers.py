@@ -5,14 +5,13 @@ A config names one of `VERIFIERS`, or a function of one's own as `module:functio
 
 from __future__ import annotations
 
-import difflib
 import math
 from functools import cache
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from selfloop.workflows.errors import InputError, JudgeError
+from selfloop.workflows.errors import InputError, JudgeError, nearest
 from selfloop.workflows.judges.answers import Extract, equivalent, extract_answer, no_number
 from selfloop.workflows.judges.base import Comparison, Row, Verifier
 from selfloop.workflows.judges.math.expressions import final_expression, form_of
@@ -148,8 +147,8 @@ def verifier(name_or_path: str) -> Verifier:
     if name_or_path in VERIFIERS:
         return VERIFIERS[name_or_path]()
     if ":" not in name_or_path:
-        near = difflib.get_close_matches(name_or_path, VERIFIERS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        near = nearest(name_or_path, VERIFIERS)
+        hint = f"did you mean {near}? " if near else ""
         raise InputError(
             f"judge={name_or_path} is no verifier; {hint}there are {', '.join(VERIFIERS)}, "
             "and a function of your own as module:function"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import pkgutil
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from selfloop.workflows.errors import InputError, blamed
+from selfloop.workflows.errors import InputError, blamed, nearest
 
 __all__ = ["NAMED", "load"]
 
@@ -83,9 +82,8 @@ def kind_of(value: str) -> str:
 
 def meant(word: str, known: Sequence[str], start: str = "", end: str = "") -> str:
     """ " Did you mean …?", or what is known."""
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f" Did you mean {start}{close[0]}{end}?"
+    if close := nearest(word, known):
+        return f" Did you mean {start}{close}{end}?"
     return f" It has {', '.join(sorted(known)[:8])}" if known else " Nothing is defined in it"
 
 
@@ -94,8 +92,8 @@ def meant_module(missing: str, module: str, name: str) -> str:
     above, _, last = missing.rpartition(".")
     places = list(getattr(sys.modules.get(above), "__path__", [])) if above else [os.getcwd()]
     there = [one.name for one in pkgutil.iter_modules(places)]
-    close = difflib.get_close_matches(last, there, n=1)
-    if not close:
+    close = nearest(last, there)
+    if close is None:
         return ""
-    right = ".".join(filter(None, [above, close[0]])) + module.removeprefix(missing)
+    right = ".".join(filter(None, [above, close])) + module.removeprefix(missing)
     return f" Did you mean {right}:{name}?"

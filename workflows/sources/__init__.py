@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from selfloop.workflows.config import Prompts
 from selfloop.workflows.data.schema import Message, prompt_id, schema_of
-from selfloop.workflows.errors import InputError
+from selfloop.workflows.errors import InputError, nearest
 from selfloop.workflows.sources.files import Located, as_json, data_suffix, read_rows
 from selfloop.workflows.sources.overlap import prompt_key
 from selfloop.workflows.sources.parsing import (
@@ -217,8 +216,8 @@ def check_options(spec: Prompts) -> list[str]:
     known = sorted({name for names in OPTIONS.values() for name in names})
     for name in spec.options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            way = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(OPTIONS[kind])}"
+            close = nearest(name, known)
+            way = f"Did you mean {close}?" if close else f"Known here: {', '.join(OPTIONS[kind])}"
             raise InputError(f"prompts.options.{name} is not an option of {KINDS[kind]}. {way}")
     return [name for name in spec.options if name not in OPTIONS[kind]]
 

@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from selfloop.workflows.errors import InputError
+from selfloop.workflows.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,16 +58,12 @@ def files_of(path: Path) -> list[Path]:
 
 def resembling(path: Path) -> str:
     """What else there is, for a file that does not exist."""
-    import difflib
-
     if not path.parent.is_dir():
         return f": there is no folder {path.parent.absolute()}. Mend the path"
     names = [file.name for file in path.parent.iterdir()]
-    close = difflib.get_close_matches(path.name, names, n=1)
+    close = nearest(path.name, names)
     return (
-        f". Did you mean {path.parent / close[0]}?"
-        if close
-        else f" in {path.parent.absolute()}. Mend the path"
+        f". Did you mean {path.parent / close}?" if close else f" in {path.parent.absolute()}. Mend the path"
     )
 
 
