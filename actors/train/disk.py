@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selfloop.actors.weights.receipt import tensor_hash
+from selfloop.workflows.data.files import read_json
 from selfloop.workflows.store.disk import sync_folder
 
 __all__ = ["commit_folder", "temporary", "write_checkpoint", "write_tensors"]
@@ -137,10 +138,9 @@ def unpack_state(packed: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: torch.tensor(value, dtype=getattr(torch, kind)) for name, (kind, value) in packed.items()}
 
 
-def read_json(folder: str | None) -> dict[str, Any]:
+def read_state(folder: str | None) -> dict[str, Any]:
     """`state.json` of a state folder; empty if there is none."""
-    path = Path(folder) / "state.json" if folder else None
-    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+    return read_json(Path(folder) / "state.json") if folder else {}
 
 
 def save_scores(folder: str | Path, values: Mapping[tuple[str, str], np.ndarray]) -> None:
@@ -160,7 +160,7 @@ def load_scores(folder: str) -> dict[tuple[str, str], np.ndarray]:
 def last_step(folder: str, key: str) -> tuple[str, dict[str, Any]] | None:
     """The last whole step checkpoint of this work, and what its state.json says."""
     for path in sorted(Path(folder).glob("step-*"), reverse=True):
-        about = read_json(str(path))
+        about = read_state(str(path))
         if about.get("key") == key:
             return str(path), about
     return None

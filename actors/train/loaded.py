@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from selfloop.actors.train.disk import read_json, unpack_state
+from selfloop.actors.train.disk import read_state, unpack_state
 from selfloop.actors.train.model.adapters import STEM, Base, base_of, exported, fresh, prove_base, state_base
 from selfloop.actors.train.model.heads import HEAD
 from selfloop.actors.train.model.zero import Sharded, shape_of
@@ -158,7 +158,7 @@ class Loaded:
 
     def load_moments(self, work: TrainWork) -> dict[str, Tensor]:
         """A fresh optimizer, or the moments in the start's state. Returns the objective's running state, kept there."""
-        about = read_json(work.start_state) if work.optimizer == "continued" else {}
+        about = read_state(work.start_state) if work.optimizer == "continued" else {}
         if "optimizer_step" not in about or about.get("head", False) != self.head:
             self.moments = None
             self.model.reset_moments()

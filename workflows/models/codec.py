@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from selfloop.workflows.data.files import read_json
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.models.rendering import Rendering
 from selfloop.workflows.models.templates import has_template, written
@@ -91,11 +91,8 @@ def codec_of(folder: str, trust_remote_code: bool = False, template: str | None 
 
 def listed_ends(model: str | Path) -> set[int | None]:
     """The end tokens that a model folder lists: those of generation_config.json, else of config.json."""
-    files = [
-        path for name in ("config", "generation_config") if (path := Path(model) / f"{name}.json").exists()
-    ]
     named: Any = None
-    for content in (json.loads(path.read_text(encoding="utf-8")) for path in files):
+    for content in (read_json(Path(model) / f"{name}.json") for name in ("config", "generation_config")):
         named = {**content, **content.get("text_config", {})}.get("eos_token_id", named)
     return set(named) if isinstance(named, list) else {named}
 

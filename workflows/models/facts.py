@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfloop.workflows.data.files import read_json
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.models.codec import listed_ends, template_ends
 from selfloop.workflows.models.lengths import positions_in, sampled_limit
@@ -36,7 +37,7 @@ class ModelFacts:
 
 def read_facts(model: str, max_model_len: int | None = None, trust_remote_code: bool = False) -> ModelFacts:
     """Read a Hugging Face folder's small files. trust_remote_code: for its tokenizer. InputError when it is none."""
-    config = read_json(model, "config.json")
+    config = read_json(Path(model) / "config.json")
     if not config:
         raise InputError(
             f"{model} has no config.json, so it is not a Hugging Face model folder; give the folder that "
@@ -47,20 +48,15 @@ def read_facts(model: str, max_model_len: int | None = None, trust_remote_code: 
     return ModelFacts(text["vocab_size"], longest, end_tokens(model, trust_remote_code), text)
 
 
-def read_json(model: str, name: str) -> dict[str, Any]:
-    path = Path(model) / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def end_tokens(model: str, trust_remote_code: bool) -> frozenset[int]:
     """The tokens that end a response: those of generation_config.json (else config.json), the tokenizer's own, and the one that
     the chat template ends a turn with."""
     ends = listed_ends(model) | template_ends(model, trust_remote_code)
-    token = read_json(model, "tokenizer_config.json").get("eos_token")
+    token = read_json(Path(model) / "tokenizer_config.json").get("eos_token")
     content = token.get("content") if isinstance(token, dict) else token
     ends |= {
         added["id"]
-        for added in read_json(model, "tokenizer.json").get("added_tokens", [])
+        for added in read_json(Path(model) / "tokenizer.json").get("added_tokens", [])
         if added["content"] == content
     }
     return frozenset(end for end in ends if end is not None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from selfloop.workflows.data.files import read_json
 
 __all__ = ["LONGEST_DEFAULT", "positions_in", "positions_of", "sampled_limit", "trained_limit"]
 
@@ -37,8 +38,7 @@ def positions_in(config: Mapping[str, Any]) -> int | None:
 
 def positions_of(folder: str | Path) -> int | None:
     """The same of a model folder."""
-    path = Path(folder) / "config.json"
-    return positions_in(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return positions_in(read_json(Path(folder) / "config.json"))
 
 
 def sampled_limit(positions: int | None, max_model_len: int | None) -> int:

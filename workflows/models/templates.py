@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from selfloop.workflows.data.files import read_json
 
 __all__ = ["BUILT_IN", "NO_TEMPLATE", "OTHERS", "has_template", "template_text", "written"]
 
@@ -74,7 +75,6 @@ def written(template: str, tokenizer: Any) -> str:
 
 def has_template(folder: Path) -> bool:
     """Whether a model folder has a chat template of its own. ValueError for a tokenizer_config.json that is no JSON."""
-    settings = folder / "tokenizer_config.json"
-    inside = settings.exists() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    inside = read_json(folder / "tokenizer_config.json").get("chat_template")
     others = any((folder / name).exists() for name in OTHERS)
     return bool(inside) or others or (folder / "additional_chat_templates").is_dir()

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfloop.workflows.data.files import read_json
 from selfloop.workflows.models.templates import OTHERS
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def lay_out(model: Path, codec: Codec, out: Path) -> Path:
         if file.is_file() and file.name not in OTHERS:
             (making / file.name).symlink_to(file)
     (making / OTHERS[0]).write_text(codec.tokenizer.chat_template, encoding="utf-8")
-    settings = read(model / "tokenizer_config.json")
+    settings = read_json(model / "tokenizer_config.json")
     if settings.pop("chat_template", None) is not None:
         replace(making / "tokenizer_config.json", settings)
     if codec.ends - listed_ends(model) - {codec.tokenizer.eos_token_id}:
@@ -40,13 +41,9 @@ def lay_out(model: Path, codec: Codec, out: Path) -> Path:
 def generation(model: Path) -> dict[str, Any]:
     """What generation_config.json says, or would say if transformers made it of config.json."""
     if (model / "generation_config.json").exists():
-        return read(model / "generation_config.json")
-    config = read(model / "config.json")
+        return read_json(model / "generation_config.json")
+    config = read_json(model / "config.json")
     return {name: config[name] for name in ("bos_token_id", "pad_token_id") if name in config}
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def replace(path: Path, settings: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from selfloop.actors.train.disk import read_json
+from selfloop.actors.train.disk import read_state
 from selfloop.actors.weights.folder import Folder
 from selfloop.actors.weights.receipt import checksum, tensor_hash
 from selfloop.workflows.data.seeds import derive_seed
@@ -145,7 +145,7 @@ def base_of(folder: str) -> Base:
 
 def state_base(state: str | None) -> Base | None:
     """The base of the adapters that a state folder holds; None if it holds none."""
-    about = read_json(state).get("base")
+    about = read_state(state).get("base")
     return Base(**about) if about else None
 
 
