@@ -10,7 +10,7 @@ from typing import IO, Any
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.store.folder import RunFolder
-from selfloop.workflows.store.reading import iterations_of, open_run
+from selfloop.workflows.store.reading import open_run
 
 __all__ = ["chat", "checkpoint_of"]
 
@@ -21,7 +21,8 @@ HELP = "Type a message and press Enter; /new starts a new conversation, Ctrl-D e
 def checkpoint_of(run: str | Path, iteration: int | None = None) -> tuple[Path, int]:
     """(folder, iteration) of a policy: of this iteration, else of the last that has one. 0 is the initial policy."""
     folder, config = open_run(run)
-    there = [index for index in iterations_of(folder) if (policy(folder, index) / "config.json").is_file()]
+    held = RunFolder(folder)
+    there = [index for index in held.iterations() if (held.policy(index) / "config.json").is_file()]
     wanted = max(there, default=0) if iteration is None else iteration
     if wanted == 0:
         return initial(folder, config), 0
@@ -30,14 +31,7 @@ def checkpoint_of(run: str | Path, iteration: int | None = None) -> tuple[Path, 
         raise InputError(
             f"{folder} has no checkpoint of iteration {wanted}. It has {known}: choose one with --iteration"
         )
-    return policy(folder, wanted), wanted
-
-
-def policy(folder: Path, index: int) -> Path:
-    """Where the policy is that an iteration ended in: in its folder, or where it was carried over from."""
-    run = RunFolder(folder)
-    here, held = run.iteration(index) / "policy", run.manifest(index)["roles"].get("policy")
-    return here if held is None or here.is_dir() else Path(run.resolved(held["folder"]))
+    return held.policy(wanted), wanted
 
 
 def initial(run: Path, config: Mapping[str, Any]) -> Path:

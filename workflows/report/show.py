@@ -20,7 +20,7 @@ from selfloop.workflows.store.failures import first_failure
 from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.metrics import read_metrics
 from selfloop.workflows.store.modules import reach_modules
-from selfloop.workflows.store.reading import iterations_of, list_nodes, open_run
+from selfloop.workflows.store.reading import open_run
 
 __all__ = ["NodeCount", "count_node", "show"]
 
@@ -126,11 +126,11 @@ def show(run: str | Path, width: int = WIDTH) -> str:
     """The whole screen as text of at most `width` columns."""
     folder, config = open_run(run)
     metrics = read_metrics(folder)
-    last = max(iterations_of(folder), default=None)
+    last = max(RunFolder(folder).iterations(), default=None)
     blocks = [list(head_lines(folder, config, metrics)), list(curve_lines(metrics, width))]
     blocks.append(list(signal_lines(folder, config, metrics)))
     if last is not None:
-        nodes = list_nodes(folder, last)
+        nodes = RunFolder(folder).nodes(last)
         blocks += [list(node_lines(last, nodes, width)), list(example_lines(last, nodes, width))]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 

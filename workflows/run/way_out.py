@@ -112,8 +112,7 @@ def longer(setup: Setup, limit: int) -> int:
 
 def command(setup: Setup, folder: RunFolder, index: int, changes: dict[str, Any]) -> str:
     """`selfloop run` with this run's config, from the policy after this iteration, with these changes."""
-    held = folder.manifest(index)["roles"].get("policy")
-    made = folder.resolved(held["folder"]) if held else str(setup.folder)
+    made = str(folder.policy(index) if folder.manifest(index)["roles"].get("policy") else setup.folder)
     model = setup.config.model if Path(made) == setup.folder else made
     number = 2
     while (free := folder.path.with_name(f"{folder.path.name}-{number}")).exists():

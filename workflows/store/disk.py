@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from selfloop.workflows.errors import StoreError
 
-__all__ = ["append", "is_full", "size", "storing", "sync_folder", "unwritten"]
+__all__ = ["append", "is_full", "replacing", "size", "storing", "sync_folder", "unwritten"]
 
 MIB, GIB = 2**20, 2**30
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -80,6 +81,24 @@ def storing(folder: str | Path, what: str, needed: int = 0) -> Generator[None]:
         if isinstance(error, OSError) or is_full(error):
             raise StoreError(unwritten(folder, what, error, needed)) from error
         raise
+
+
+@contextmanager
+def replacing(path: Path, what: str, needed: int = 0) -> Generator[IO[bytes]]:
+    """A file that takes the place of `path` once it is whole and on disk, so that there is the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storing(path.parent, what, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

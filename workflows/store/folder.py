@@ -16,11 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from selfloop.workflows.data.files import read_json
 from selfloop.workflows.errors import InputError, RunLockedError
 from selfloop.workflows.store.changes import changes, unconfirmed
-from selfloop.workflows.store.disk import append, storing, sync_folder
+from selfloop.workflows.store.disk import append, replacing, storing
 from selfloop.workflows.store.environment import environment
-from selfloop.workflows.store.parts import Part, list_parts
+from selfloop.workflows.store.parts import Part, list_parts, part_files
 
 __all__ = ["FORMAT", "RunFolder", "write_json"]
 
@@ -38,19 +39,8 @@ OWN = ("config.json", "environment.json", "events.jsonl", "metrics.jsonl", "erro
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is either the old one or the new one, never half of it."""
     data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with storing(path.parent, path.name, len(data)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with replacing(path, path.name, len(data)) as file:
+        file.write(data)
 
 
 class RunFolder:
@@ -159,10 +149,7 @@ class RunFolder:
 
     def record(self) -> dict[str, Any]:
         """All of config.json: the config, and what was found out when the run began; empty for a folder without a run."""
-        path = self.path / "config.json"
-        if not path.exists():
-            return {}
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = read_json(self.path / "config.json")
         if held.get("format", 0) > FORMAT:
             raise InputError(
                 f"{self.path} has format {held['format']}, and this Selfloop reads up to {FORMAT}. Use a newer Selfloop"
@@ -186,9 +173,7 @@ class RunFolder:
     def started_in(self) -> Path | None:
         """The working folder of the command that made the run, which may be gone: relative paths and modules of the config are
         meant from there."""
-        path = self.path / "environment.json"
-        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        folder = Path(held.get("folder", ""))
+        folder = Path(read_json(self.path / "environment.json").get("folder", ""))
         return folder if folder.is_absolute() else None
 
     # iterations and nodes
@@ -207,16 +192,30 @@ class RunFolder:
     def node(self, index: int, name: str) -> Path:
         return self.iteration(index) / name
 
+    def iterations(self) -> list[int]:
+        """Iterations that have a folder, in order."""
+        names = (path.name.partition("=")[2] for path in self.path.glob("iteration=*") if path.is_dir())
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def nodes(self, index: int) -> dict[str, list[Path]]:
+        """The files of the committed parts of each node, in the order in which the nodes were written."""
+        found = {path.name: part_files(path) for path in self.iteration(index).iterdir() if path.is_dir()}
+        found = {name: files for name, files in found.items() if files}
+        return dict(sorted(found.items(), key=lambda item: (item[1][0].stat().st_mtime_ns, item[0])))
+
+    def policy(self, index: int) -> Path:
+        """Where the policy is that an iteration ended in: in its folder, or where it was carried over from."""
+        here, held = self.iteration(index) / "policy", self.manifest(index)["roles"].get("policy")
+        return here if held is None or here.is_dir() else Path(self.resolved(held["folder"]))
+
     def parts(self, index: int, name: str) -> list[Part]:
         """Committed parts of a node."""
         return list_parts(self.node(index, name))
 
     def manifest(self, index: int) -> dict[str, Any]:
         """What is complete of an iteration: {nodes: {name: ...}, roles: {role: ...}, complete: bool}."""
-        path = self.iteration(index) / "manifest.json"
-        if not path.exists():
-            return {"format": FORMAT, "iteration": index, "nodes": {}, "roles": {}, "complete": False}
-        return json.loads(path.read_text(encoding="utf-8"))
+        none = {"format": FORMAT, "iteration": index, "nodes": {}, "roles": {}, "complete": False}
+        return read_json(self.iteration(index) / "manifest.json") or none
 
     def commit_node(self, index: int, name: str, entry: dict[str, Any]) -> None:
         """Say that a node is complete. Written once a node."""

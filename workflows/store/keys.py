@@ -1,9 +1,9 @@
 r"""Content keys: what a node's rows depend on, and nothing else, as one hash.
 
 Resume compares it with what was committed, `reuse` takes finished nodes of another run by it. A function counts by its
-source, by what it carries (constants that it names, defaults, closure) and by the code that it names, but for installed packages; an
-object by its type and its fields. Where code lives does not count: no module path, no import statement. Nothing here may
-differ between two processes: no address, no order of a set.
+source, by what it carries (constants that it names, defaults, closure) and by the code that it names, installed packages
+aside; an object by its type and its fields. Where code lives does not count: no module path, no import statement. Nothing
+here may differ between two processes: no address, no order of a set.
 
 An example. Of `rule_of("a")`, with this file and `texts.py` beside it,
 

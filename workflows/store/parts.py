@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.errors import StoreError
-from selfloop.workflows.store.disk import storing, sync_folder
+from selfloop.workflows.store.disk import replacing
 
 __all__ = [
     "Part",
@@ -81,36 +80,25 @@ def write_part(
     about: Mapping[str, Any] | None = None,
 ) -> Part:
     """Commit consecutive batches as one part: written beside, flushed to disk, renamed."""
-    path = Path(folder)
     about = about or {}
     table = pa.concat_tables(tables, promote_options="default")
     meta = json.dumps({"first": first, "batches": [one.entry() for one in batches], **about}).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), META: meta})
-    final = path / f"part-{number:05d}.parquet"
-    temporary = path / f".{final.name}.{os.getpid()}.tmp"
-    with storing(path, "rows", table.nbytes):
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                pq.write_table(table, file, compression="zstd", compression_level=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, final)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path)
+    final = Path(folder) / f"part-{number:05d}.parquet"
+    with replacing(final, "rows", table.nbytes) as file:
+        pq.write_table(table, file, compression="zstd", compression_level=1)
     return Part(str(final), first, tuple(batches), about)
 
 
 def list_parts(folder: str | Path) -> list[Part]:
-    """The committed parts of a node, in order; leftovers of an interrupted write are not parts."""
-    found = [
-        (int(match[1]), path)
-        for path in Path(folder).glob("part-*.parquet")
-        if (match := NAME.match(path.name))
-    ]
-    return [read_part(path) for _, path in sorted(found)]
+    """The committed parts of a node, in order."""
+    return [read_part(path) for path in part_files(folder)]
+
+
+def part_files(folder: str | Path) -> list[Path]:
+    """Their files; leftovers of an interrupted write are not parts."""
+    named = ((NAME.match(path.name), path) for path in Path(folder).glob("part-*.parquet"))
+    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
 
 
 def read_part(path: Path) -> Part:

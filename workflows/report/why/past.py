@@ -16,7 +16,6 @@ from selfloop.workflows.run.models import carried
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.run.sources import Sources
 from selfloop.workflows.store.folder import RunFolder
-from selfloop.workflows.store.reading import iterations_of
 
 __all__ = ["Made", "Past", "Row"]
 
@@ -47,7 +46,7 @@ class Past:
     @cached_property
     def iterations(self) -> list[int]:
         """The iterations that have a folder."""
-        return iterations_of(self.folder.path)
+        return self.folder.iterations()
 
     def graph(self, index: int) -> Graph:
         if index not in self.graphs:
