@@ -15,7 +15,7 @@ from selfloop.workflows.checks.machine import (
     check_space,
     told_changes,
 )
-from selfloop.workflows.checks.model import ModelFacts, check_model
+from selfloop.workflows.checks.model import ModelFindings, check_model
 from selfloop.workflows.checks.prompts import DataFacts, Scan, check_data
 from selfloop.workflows.checks.trial import Tried, try_code
 from selfloop.workflows.config import Config, Draft
@@ -55,7 +55,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
         return found
     config, broken, held = draft.config, draft.broken, held_by(run_dir)
     touched = {key.split(".")[0] for key in broken}
-    model = ModelFacts()
+    model = ModelFindings()
     if "model" not in touched:
         model = take(found, check_model(config, broken=broken))
         found.parameters = model.parameters
@@ -85,7 +85,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
     return found
 
 
-Facts = TypeVar("Facts", ModelFacts, DataFacts, Tried)
+Facts = TypeVar("Facts", ModelFindings, DataFacts, Tried)
 
 
 def take(found: Findings, facts: Facts) -> Facts:

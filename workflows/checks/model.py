@@ -13,7 +13,7 @@ from typing import Any
 from selfloop.workflows.config import Config
 from selfloop.workflows.models.lengths import positions_in
 
-__all__ = ["ModelFacts", "check_model", "look_at_model"]
+__all__ = ["ModelFindings", "check_model", "look_at_model"]
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -22,7 +22,7 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 
 
 @dataclass
-class ModelFacts:
+class ModelFindings:
     """What was found. parameters: 0 where the weights could not be counted."""
 
     problems: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class ModelFacts:
     positions: int | None = None
 
 
-def check_model(config: Config, key: str = "model", broken: frozenset[str] = frozenset()) -> ModelFacts:
+def check_model(config: Config, key: str = "model", broken: frozenset[str] = frozenset()) -> ModelFindings:
     """Problems of `model` or `judge_model`, with the settings that must fit it. broken: keys whose values were wrong."""
     facts = look_at_model(getattr(config, key), key, config.trust_remote_code)
     if key == "model" and not facts.problems:
@@ -49,7 +49,7 @@ def check_model(config: Config, key: str = "model", broken: frozenset[str] = fro
     return facts
 
 
-def look_at_dropout(config: Config, facts: ModelFacts) -> None:
+def look_at_dropout(config: Config, facts: ModelFindings) -> None:
     """Where `trainer.dropout` acts; the settings of an architecture are known to transformers alone."""
     if not config.trainer.dropout or facts.folder is None:
         return
@@ -70,7 +70,7 @@ def look_at_dropout(config: Config, facts: ModelFacts) -> None:
         facts.problems.append(no_dropout(config.trainer.dropout, f"model {config.model}", names))
 
 
-def look_at_template(config: Config, facts: ModelFacts) -> None:
+def look_at_template(config: Config, facts: ModelFindings) -> None:
     """The chat template that messages are written with; one that is given needs the tokenizer, which takes seconds."""
     if facts.folder is None:
         return
@@ -81,9 +81,9 @@ def look_at_template(config: Config, facts: ModelFacts) -> None:
     facts.notes += notes
 
 
-def look_at_model(name: str, key: str = "model", trust_remote_code: bool = False) -> ModelFacts:
+def look_at_model(name: str, key: str = "model", trust_remote_code: bool = False) -> ModelFindings:
     """Everything that can be seen of a model without loading it."""
-    facts = ModelFacts()
+    facts = ModelFindings()
     folder = find_folder(name, key, facts)
     if folder is None:
         return facts
@@ -95,7 +95,7 @@ def look_at_model(name: str, key: str = "model", trust_remote_code: bool = False
     return facts
 
 
-def find_folder(name: str, key: str, facts: ModelFacts) -> Path | None:
+def find_folder(name: str, key: str, facts: ModelFindings) -> Path | None:
     """The folder to look into, or None when there is none on this machine (said in `facts`)."""
     if name == "pocket":
         from selfloop.workflows.pocket.source import POCKET_MODEL
@@ -119,7 +119,7 @@ def find_folder(name: str, key: str, facts: ModelFacts) -> Path | None:
     return cached(name, key, facts)
 
 
-def cached(name: str, key: str, facts: ModelFacts) -> Path | None:
+def cached(name: str, key: str, facts: ModelFindings) -> Path | None:
     """The folder of a hub model that was downloaded before."""
     home = os.environ.get("HF_HOME", str(Path("~/.cache/huggingface").expanduser()))
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")) / f"models--{name.replace('/', '--')}"
@@ -140,7 +140,7 @@ def cached(name: str, key: str, facts: ModelFacts) -> Path | None:
     return None
 
 
-def read_json(path: Path) -> dict[str, Any] | str:
+def object_or_problem(path: Path) -> dict[str, Any] | str:
     """A JSON object, or what is wrong with the file, as the end of a sentence."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -151,13 +151,13 @@ def read_json(path: Path) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else f"has a {path.name} that is no JSON object. Fetch it again"
 
 
-def look_at_config(folder: Path, facts: ModelFacts, trust_remote_code: bool) -> Iterator[str]:
+def look_at_config(folder: Path, facts: ModelFindings, trust_remote_code: bool) -> Iterator[str]:
     path = folder / "config.json"
     if not path.exists():
         held = "is empty" if not any(folder.iterdir()) else "has no config.json"
         yield f"{held}, so its architecture is unknown. Give a Hugging Face model folder (save_pretrained makes one)"
         return
-    config = read_json(path)
+    config = object_or_problem(path)
     if isinstance(config, str):
         yield config
         return
@@ -171,11 +171,11 @@ def look_at_config(folder: Path, facts: ModelFacts, trust_remote_code: bool) -> 
     facts.positions = positions_in(config)
 
 
-def look_at_weights(folder: Path, facts: ModelFacts) -> Iterator[str]:
+def look_at_weights(folder: Path, facts: ModelFindings) -> Iterator[str]:
     index = folder / "model.safetensors.index.json"
     files = sorted(folder.glob("*.safetensors"))
     if index.exists():
-        held = read_json(index)
+        held = object_or_problem(index)
         if isinstance(held, str):
             yield held
             return
@@ -230,5 +230,5 @@ def look_at_tokenizer(folder: Path) -> Iterator[str]:
         yield "has no tokenizer (tokenizer.json). Copy the files of the model it was made from"
         return
     settings = folder / "tokenizer_config.json"
-    if settings.exists() and isinstance(wrong := read_json(settings), str):
+    if settings.exists() and isinstance(wrong := object_or_problem(settings), str):
         yield wrong
