@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.data.schema import COLUMNS
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.report import curve
@@ -47,7 +48,11 @@ def table(rows: list[tuple[str, str, float | None, str, str]]) -> pa.Table:
 def write_node(run: Path, iteration: int, node: str, tables: list[pa.Table]) -> None:
     for number, rows in enumerate(tables):
         write_part(
-            str(run / f"iteration={iteration:04d}" / node), number, number, [rows], [{"rows": rows.num_rows}]
+            str(run / f"iteration={iteration:04d}" / node),
+            number,
+            number,
+            [rows],
+            [Counts(rows=rows.num_rows)],
         )
 
 
