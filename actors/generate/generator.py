@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,14 @@ from selfloop.actors.generate.spec import EngineSpec
 from selfloop.actors.weights.buckets import unpack
 from selfloop.actors.weights.folder import folder_tensors
 from selfloop.actors.weights.receipt import receipt_of
-from selfloop.workflows.data.batches import Counts, count_batch
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.data.schema import Message
 from selfloop.workflows.errors import WeightsError
 from selfloop.workflows.flow.asks import Ask, Engine, SamplingParams
 from selfloop.workflows.flow.verbs.base import Context, Op
+from selfloop.workflows.flow.verbs.batch import run_batch
 from selfloop.workflows.models.codec import Codec
-from selfloop.workflows.store.parts import Rows, packed, read_batches
+from selfloop.workflows.store.parts import Rows, packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,15 +58,15 @@ class Generator:
                 f"node {context.node!r} wants {context.model} and this replica serves {self.model}: its rows would be "
                 "off-policy. This is a fault of the executor; please report it"
             )
-        started, loads = time.perf_counter(), self.loads
+        loads = self.loads
         context.engine, context.codec = self.engine, self.codec
-        table = await op.run(read_batches(inputs), context)
+        table, counts = await run_batch(op, context, inputs)
         if loads != self.loads:
             raise WeightsError(
                 f"other weights were loaded while a batch of node {context.node!r} ran: its prompt groups would be of both. "
                 "This is a fault of the executor; please report it"
             )
-        return packed(table), count_batch(table, time.perf_counter() - started)
+        return packed(table), counts
 
     async def load(self, model: str, version: int, source: str | Sequence[Any]) -> dict[str, str]:
         """Serve other weights, from references to the trainer's buckets or a checkpoint folder. Returns the receipt."""

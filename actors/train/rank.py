@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +14,11 @@ from selfloop.actors.train.fake import FakeTrainer
 from selfloop.actors.train.spec import TrainerSpec, TrainNode, TrainResult
 from selfloop.actors.train.telling import Told
 from selfloop.actors.train.trainer import Trainer
-from selfloop.workflows.data.batches import Counts, count_batch
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.errors import TrainerError
 from selfloop.workflows.flow.verbs.base import Context, Op
-from selfloop.workflows.store.parts import Rows, packed, read_batches
+from selfloop.workflows.flow.verbs.batch import run_batch
+from selfloop.workflows.store.parts import Rows, packed
 
 __all__ = ["RankActor", "TrainerScorer"]
 
@@ -114,10 +114,9 @@ class RankActor:
 
     def run(self, op: Op, context: Context, *inputs: Rows) -> tuple[pa.Buffer, Counts]:
         """Run a `measure` node on one batch: its rows, packed, and what was counted of them."""
-        started = time.perf_counter()
         context.scorer = TrainerScorer(self.trainer)
-        table = asyncio.run(op.run(read_batches(inputs), context))
-        return packed(table), count_batch(table, time.perf_counter() - started)
+        table, counts = asyncio.run(run_batch(op, context, inputs))
+        return packed(table), counts
 
     def weights(self) -> tuple[dict[str, str], list[Any]]:
         """The receipt of the weights now loaded, and references to their buckets (first rank only)."""

@@ -124,8 +124,15 @@ class Iteration:
         rows = self.builder.stream(Source(source, turn * count, count, info.columns), (), name)
         return rows.add(Gate(self.round.until), *self.round.pools) if self.round.pools else rows
 
-    def grow(self, body: Callable[[Iteration], Stream], *, until: int, rounds: int, accept: Accept | None = None,
-             name: str = "grow") -> Stream:  # fmt: skip
+    def grow(
+        self,
+        body: Callable[[Iteration], Stream],
+        *,
+        until: int,
+        rounds: int,
+        accept: Accept | None = None,
+        name: str = "grow",
+    ) -> Stream:
         """What `body(it)` keeps in as many rounds as it takes, at most `rounds`, to have `until` prompt groups.
 
         Each round's `it.prompts()` and `it.data(…)` are slices of their own. accept(rows, pool): whether a prompt group

@@ -54,14 +54,18 @@ def columns(graph: Graph, node: Node) -> Iterator[str]:
     for source in node.row_inputs:
         missing = sorted(node.op.reads - graph.nodes[source].columns)
         if "answer" in missing:
-            yield (f"node {node.name!r} checks responses against the gold answer, and the prompts have none. Map a column to it "
-                   "(prompts.columns.answer=<column>) or choose a recipe that works without labels"
-                   f"{way_of(node.op)}")  # fmt: skip
+            yield (
+                f"node {node.name!r} checks responses against the gold answer, and the prompts have none. Map a column to it "
+                "(prompts.columns.answer=<column>) or choose a recipe that works without labels"
+                f"{way_of(node.op)}"
+            )
             missing.remove("answer")
         if missing:
             held = ", ".join(sorted(graph.nodes[source].columns))
-            yield (f"node {node.name!r} reads {', '.join(missing)}, and {source!r} before it has only {held}. "
-                   f"{way_to(graph, source, missing[0])}")  # fmt: skip
+            yield (
+                f"node {node.name!r} reads {', '.join(missing)}, and {source!r} before it has only {held}. "
+                f"{way_to(graph, source, missing[0])}"
+            )
 
 
 def way_of(op: Op) -> str:
@@ -96,15 +100,19 @@ def training(graph: Graph, node: Node) -> Iterator[str]:
             yield f"node {node.name!r}: {name} learns from the view {view!r}, and {rows.name!r} has no {view}_ids. {way}"
     missing = sorted(set(needed_columns(objective, rows.columns)) - rows.columns)
     if missing:
-        yield (f"node {node.name!r}: {name} needs the columns {', '.join(missing)}, which {rows.name!r} does not have. score(…, "
-               "column=…) adds one; a label of given completions comes from their source, data.NAME.columns.label")  # fmt: skip
+        yield (
+            f"node {node.name!r}: {name} needs the columns {', '.join(missing)}, which {rows.name!r} does not have. score(…, "
+            "column=…) adds one; a label of given completions comes from their source, data.NAME.columns.label"
+        )
     ratios = {"old_logprobs", "sampling_logprobs"} & {
         one for reads in objective.reads.values() for one in reads
     }
     if ratios and "edited" in rows.columns:
-        yield (f"node {node.name!r}: {name} takes the ratio to what was sampled ({', '.join(sorted(ratios))}), and "
-               f"{rows.name!r} holds responses that were edited or stand under another prompt. "
-               "Choose an objective without a ratio")  # fmt: skip
+        yield (
+            f"node {node.name!r}: {name} takes the ratio to what was sampled ({', '.join(sorted(ratios))}), and "
+            f"{rows.name!r} holds responses that were edited or stand under another prompt. "
+            "Choose an objective without a ratio"
+        )
     teachers = {name for names in objective.reads.values() for name in names if name.startswith("kl_")}
     lacking = sorted(
         {name.removeprefix("kl_") for name in teachers} - {name for name, _ in node.training.frozen}
@@ -127,11 +135,15 @@ def heads(graph: Graph, node: Node) -> Iterator[str]:
         if what in ("values", "rewards") and model.head == "none":
             yield f"node {node.name!r} measures {what}, and {model.name} has no scalar head. {way}"
         if what == "rewards" and model.head == "new":
-            yield (f"node {node.name!r} measures rewards, and the scalar head of {model.name} was never trained: it says 0 of "
-                   "everything. Measure the model that train(…) gives")  # fmt: skip
+            yield (
+                f"node {node.name!r} measures rewards, and the scalar head of {model.name} was never trained: it says 0 of "
+                "everything. Measure the model that train(…) gives"
+            )
         if model.head != "none" and what in ("words", "logprobs"):
-            yield (f"node {node.name!r} needs words of {model.name}, and that has a scalar head instead, which no engine "
-                   "serves. Ask the policy, or measure values or rewards of it")  # fmt: skip
+            yield (
+                f"node {node.name!r} needs words of {model.name}, and that has a scalar head instead, which no engine "
+                "serves. Ask the policy, or measure values or rewards of it"
+            )
     if train is not None:
         name, made = type(train.objective).__name__, train.start.name
         reads = {one for names in train.objective.reads.values() for one in names}
@@ -156,8 +168,10 @@ def written(graph: Graph, node: Node) -> Iterator[str]:
     views = node.training.objective.views
     there = any(f"{view}{end}" in rows.columns for view in views for end in ("_ids", "_segments"))
     if there and not made_before(graph, rows.name):
-        yield (f"node {node.name!r}: no node before {rows.name!r} makes responses, so nothing says which weights wrote them. "
-               "Make them by sample, demonstrate or play, or read saved ones")  # fmt: skip
+        yield (
+            f"node {node.name!r}: no node before {rows.name!r} makes responses, so nothing says which weights wrote them. "
+            "Make them by sample, demonstrate or play, or read saved ones"
+        )
 
 
 def models(graph: Graph, node: Node) -> Iterator[str]:
@@ -166,8 +180,10 @@ def models(graph: Graph, node: Node) -> Iterator[str]:
         if model.node is None and not 0 <= model.version < max(1, graph.iteration):
             yield f"node {node.name!r} uses {model.name}, which does not exist in iteration {graph.iteration}"
         elif model.node is None and model.version == 0 and model.role != "policy":
-            yield (f"node {node.name!r} uses the role {model.role!r} in iteration 1, and no iteration before made it. Make it "
-                   f"there: it.policy.train(…, role={model.role!r}) if it.index == 1 else it.model({model.role!r})")  # fmt: skip
+            yield (
+                f"node {node.name!r} uses the role {model.role!r} in iteration 1, and no iteration before made it. Make it "
+                f"there: it.policy.train(…, role={model.role!r}) if it.index == 1 else it.model({model.role!r})"
+            )
 
 
 def unread(graph: Graph, node: Node) -> Iterator[str]:
@@ -191,8 +207,10 @@ def folders(graph: Graph, node: Node) -> Iterator[str]:
     first = node.name.split("/")[0]
     for role in sorted(taken):
         if first in (role, f"{role}-state"):
-            yield (f"node {node.name!r} writes into the folder {first!r} of its iteration, which the checkpoint of the role "
-                   f"{role!r} takes: what lies there would be lost. Give the node another name")  # fmt: skip
+            yield (
+                f"node {node.name!r} writes into the folder {first!r} of its iteration, which the checkpoint of the role "
+                f"{role!r} takes: what lies there would be lost. Give the node another name"
+            )
 
 
 def batches(graph: Graph, node: Node, graph_of: GraphOf | None) -> Iterator[str]:
@@ -205,9 +223,11 @@ def batches(graph: Graph, node: Node, graph_of: GraphOf | None) -> Iterator[str]
         others = cutters(graph, name)
         if [cut(one, graph_of) for one in made] != [cut(one, graph_of) for one in others]:
             by, other = (", ".join(repr(one.name) for one in nodes) for nodes in (made, others))
-            yield (f"node {node.name!r} merges batch k of {first!r} (cut by {by}) with batch k of {name!r} (cut by {other}), and "
-                   "these do not hold the same prompts. Merge before the barrier and gather what was merged, save(…) it merged, "
-                   "or bring the prompts together by a.concat(b).gather(…)")  # fmt: skip
+            yield (
+                f"node {node.name!r} merges batch k of {first!r} (cut by {by}) with batch k of {name!r} (cut by {other}), and "
+                "these do not hold the same prompts. Merge before the barrier and gather what was merged, save(…) it merged, "
+                "or bring the prompts together by a.concat(b).gather(…)"
+            )
 
 
 def cutters(graph: Graph, name: str) -> list[Node]:

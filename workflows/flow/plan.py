@@ -67,8 +67,10 @@ class Planner:
         reads_answers = any(node.op and node.op.sees_answer for node in graph if not node.evaluation)
         if index == 0 or reads_answers:
             return graph
-        blind = {name: info if name == "heldout" else replace(info, columns=info.columns - {"answer"})
-                 for name, info in self.sources.items()}  # fmt: skip
+        blind = {
+            name: info if name == "heldout" else replace(info, columns=info.columns - {"answer"})
+            for name, info in self.sources.items()
+        }
         return self.build(index, blind)
 
     def build(self, index: int, sources: dict[str, SourceInfo]) -> Graph:

@@ -78,25 +78,44 @@ class Stream:
     def add(self, op: Op, *others: Stream, name: str | None = None, model: Model | None = None) -> Stream:
         return self.builder.stream(op, (self, *others), name, model.ref if model else None)
 
-    def sample(self, model: Model, n: int = 1, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
-               max_tokens: int | None = None, stop: tuple[str, ...] = (), reads: Iterable[str] = (),
-               show: Callable[[Row], list[Message]] | None = None, name: str | None = None) -> Stream:  # fmt: skip
+    def sample(
+        self,
+        model: Model,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_tokens: int | None = None,
+        stop: tuple[str, ...] = (),
+        reads: Iterable[str] = (),
+        show: Callable[[Row], list[Message]] | None = None,
+        name: str | None = None,
+    ) -> Stream:
         """n responses of the model to every prompt. max_tokens: default `generator.max_tokens` of the config. show: other
         messages to give the model, made of a row that has the columns `reads`; the prompt stays what it is."""
         limit = max_tokens or model.max_tokens
         op = Sample(n, temperature, top_p, top_k, limit, stop, show, frozenset(reads))
         return self.add(op, name=name, model=model)
 
-    def demonstrate(self, tokens: Model, *, column: str = "answer", max_tokens: int | None = None,
-                    name: str | None = None) -> Stream:  # fmt: skip
+    def demonstrate(
+        self, tokens: Model, *, column: str = "answer", max_tokens: int | None = None, name: str | None = None
+    ) -> Stream:
         """The text in a column as a response of the stream's source. tokens: whose tokenizer and chat template."""
         node = self.builder.graph.nodes[self.node]
         while not isinstance(node.op, Source | Saved):
             node = self.builder.graph.nodes[node.inputs[0]]
         return self.add(Demonstrate(column, node.op.source, max_tokens), name=name, model=tokens)
 
-    def judge(self, judge: Judge, by: Model | None = None, *, votes: int = 1, column: str = "score",
-              name: str | None = None) -> Stream:  # fmt: skip
+    def judge(
+        self,
+        judge: Judge,
+        by: Model | None = None,
+        *,
+        votes: int = 1,
+        column: str = "score",
+        name: str | None = None,
+    ) -> Stream:
         """A verdict on every response: by a model (a prompt judge), or by a rule on CPU workers."""
         if isinstance(judge, PromptJudge):
             if by is None:
@@ -108,13 +127,26 @@ class Stream:
             raise InputError(f"{type(judge).__name__} is a rule and needs no model: leave out by=")
         return self.add(JudgeRule(judge, column), name=name)
 
-    def score(self, function: Callable[..., Iterable[float | None]], *, column: str = "score",
-              reads: Iterable[str] = (), name: str | None = None) -> Stream:  # fmt: skip
+    def score(
+        self,
+        function: Callable[..., Iterable[float | None]],
+        *,
+        column: str = "score",
+        reads: Iterable[str] = (),
+        name: str | None = None,
+    ) -> Stream:
         """One number a row, by a function of the prompt group's rows and a seeded generator."""
         return self.add(Score(function, column, frozenset(reads)), name=name)
 
-    def measure(self, model: Model, what: Measured = "logprobs", *, under: str = "response",
-                column: str | None = None, name: str | None = None) -> Stream:  # fmt: skip
+    def measure(
+        self,
+        model: Model,
+        what: Measured = "logprobs",
+        *,
+        under: str = "response",
+        column: str | None = None,
+        name: str | None = None,
+    ) -> Stream:
         """Log-probs of given tokens under a model, or of one with a scalar head its value before each of them, or its reward
         at the last one (a verdict: with `column="score"` rules take it as they take a judge's), by the trainer's forward. The
         column is `measured_logprobs`, … if not named."""
@@ -131,25 +163,54 @@ class Stream:
         weight and margin are known, others come new by `adds`."""
         return self.add(Pair(rule, tuple((adds or {}).items())), name=name)
 
-    def edit(self, function: Callable[[Row], str | None], *, tokens: Model, reads: Iterable[str] = (),
-             name: str | None = None) -> Stream:  # fmt: skip
+    def edit(
+        self,
+        function: Callable[[Row], str | None],
+        *,
+        tokens: Model,
+        reads: Iterable[str] = (),
+        name: str | None = None,
+    ) -> Stream:
         """Another text for each response (None: no row), tokenised anew with the tokenizer of `tokens` where it differs."""
         return self.add(Edit(function, frozenset(reads)), name=name, model=tokens)
 
-    def recontext(self, messages: Callable[[Row], list[Message] | None], *, tokens: Model, view: str | None = None,
-                  of: str = "response", reads: Iterable[str] = (), name: str | None = None) -> Stream:  # fmt: skip
+    def recontext(
+        self,
+        messages: Callable[[Row], list[Message] | None],
+        *,
+        tokens: Model,
+        view: str | None = None,
+        of: str = "response",
+        reads: Iterable[str] = (),
+        name: str | None = None,
+    ) -> Stream:
         """The same response tokens under other messages (None: the row's own): instead of the prompt, or as a further view
         beside it, with the tokens of the view `of`. tokens: whose tokenizer and chat template."""
         return self.add(Recontext(messages, view, of, frozenset(reads)), name=name, model=tokens)
 
-    def map(self, function: Callable[..., Any], *, adds: dict[str, pa.DataType] | None = None, reads: Iterable[str] = (),
-            beside: Stream | None = None, name: str | None = None) -> Stream:  # fmt: skip
+    def map(
+        self,
+        function: Callable[..., Any],
+        *,
+        adds: dict[str, pa.DataType] | None = None,
+        reads: Iterable[str] = (),
+        beside: Stream | None = None,
+        name: str | None = None,
+    ) -> Stream:
         """None, one or many rows for each row. `adds`: columns that come new, with their types."""
         op = Map(function, tuple((adds or {}).items()), frozenset(reads), beside is not None)
         return self.add(op, *([beside] if beside else []), name=name)
 
-    def play(self, program: Program, *, adds: dict[str, pa.DataType] | None = None, reads: Iterable[str] = (),
-             beside: Stream | None = None, name: str | None = None, **models: Model) -> Stream:  # fmt: skip
+    def play(
+        self,
+        program: Program,
+        *,
+        adds: dict[str, pa.DataType] | None = None,
+        reads: Iterable[str] = (),
+        beside: Stream | None = None,
+        name: str | None = None,
+        **models: Model,
+    ) -> Stream:
         """One small async program per prompt group: `await program(player, rows, rng)`, asking `player.NAME` of the models
         given as NAME=model. With `beside`, that stream's rows come before rng. See `flow.verbs.play`."""
         different = {model.ref: f"{given}={model.name}" for given, model in models.items()}
@@ -170,8 +231,14 @@ class Stream:
         )
         return self.add(op, *([beside] if beside else []), name=name, model=model)
 
-    def gather(self, function: Callable[..., pa.Table], *, adds: Iterable[str] = (), reads: Iterable[str] = (),
-               name: str | None = None) -> Stream:  # fmt: skip
+    def gather(
+        self,
+        function: Callable[..., pa.Table],
+        *,
+        adds: Iterable[str] = (),
+        reads: Iterable[str] = (),
+        name: str | None = None,
+    ) -> Stream:
         """A function of the whole stream (a barrier): `function(table, rng)`. `adds`: columns that its table has more. What it
         hands back is grouped by prompt again."""
         return self.add(Gather(function, frozenset(reads), frozenset(adds)), name=name)
@@ -206,10 +273,20 @@ class Model:
     def name(self) -> str:
         return self.ref.name
 
-    def train(self, stream: Stream, objective: Objective, *, reference: Model | None,
-              optimizer: Literal["fresh", "continued"], epochs: float = 1.0, lr: float | None = None,
-              batch_size: int | None = None, role: str | None = None, frozen: Mapping[str, Model] | None = None,
-              name: str | None = None) -> Model:  # fmt: skip
+    def train(
+        self,
+        stream: Stream,
+        objective: Objective,
+        *,
+        reference: Model | None,
+        optimizer: Literal["fresh", "continued"],
+        epochs: float = 1.0,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        role: str | None = None,
+        frozen: Mapping[str, Model] | None = None,
+        name: str | None = None,
+    ) -> Model:
         """Train from these weights. A barrier: it starts when the stream has ended.
 
         reference: what the objective measures against (None if it needs none). optimizer: fresh, or continued from
@@ -221,8 +298,17 @@ class Model:
             role or self.ref.role,
             tuple((key, model.ref) for key, model in (frozen or {}).items()),
         )
-        training = Training(objective, self.ref, reference.ref if reference else None, optimizer, epochs, lr,
-                            batch_size, made, teachers)  # fmt: skip
+        training = Training(
+            objective,
+            self.ref,
+            reference.ref if reference else None,
+            optimizer,
+            epochs,
+            lr,
+            batch_size,
+            made,
+            teachers,
+        )
         graph = self.builder.graph
         graph.add(Node(named, "train", (stream.node,), frozenset(), None, None, training))
         head = "none" if self.ref.head == "none" else "trained"

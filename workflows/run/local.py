@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from selfloop.actors.train.rank import TrainerScorer
-from selfloop.workflows.data.batches import Counts, count_batch, count_splits, whole_groups
+from selfloop.workflows.data.batches import Counts
 from selfloop.workflows.flow.asks import Engine
 from selfloop.workflows.flow.graph import Graph
+from selfloop.workflows.flow.verbs.base import Context, Op
+from selfloop.workflows.flow.verbs.batch import run_batch, run_streams
 from selfloop.workflows.models.codec import Codec
 from selfloop.workflows.run.job import Job, make_job
 from selfloop.workflows.run.loop import Runtime
@@ -20,7 +22,7 @@ from selfloop.workflows.run.outcome import Outcome
 from selfloop.workflows.run.runner import PART_ROWS, Runner
 from selfloop.workflows.run.setup import Setup
 from selfloop.workflows.store.folder import RunFolder
-from selfloop.workflows.store.parts import read_batches, write_part
+from selfloop.workflows.store.parts import write_part
 
 __all__ = ["LocalRuntime", "local_runtime"]
 
@@ -57,8 +59,7 @@ class LocalRuntime(Runner):
         for index in range(flow.sent, flow.total or 0):
             tables = [source.fetch(place) for source, place in flow.needs(index)]
             tables += flow.beside.whole() if flow.beside else []
-            table = self.call(flow, read_batches(tables))
-            waiting.append((table, count_batch(table)))
+            waiting.append(asyncio.run(run_batch(*self.ready(flow), tables, timed=False)))
             if sum(counts.rows for _, counts in waiting) >= PART_ROWS:
                 self.commit(flow, waiting)
                 waiting = []
@@ -70,16 +71,15 @@ class LocalRuntime(Runner):
         """Run a gather or a summary on its whole inputs."""
         if flow.known is None:
             self.report(flow)
-            batches = [read_batches(source.whole()) for source in flow.inputs]
-            tables = [pa.concat_tables(one, promote_options="default") for one in batches if one]
-            table = whole_groups(self.call(flow, tables))
-            first, *others = count_splits(table, flow.batch_size)
+            streams = [source.whole() for source in flow.inputs]
+            ran = run_streams(*self.ready(flow), streams, flow.batch_size, timed=False)
+            table, (first, *others) = asyncio.run(ran)
             self.commit(flow, [(table, first), *((table.slice(0, 0), counts) for counts in others)])
             flow.known = 1 + len(others)
         self.end(flow)
 
-    def call(self, flow: Flow, tables: list[pa.Table]) -> pa.Table:
-        """Run the node's op, with its model loaded into the engine first."""
+    def ready(self, flow: Flow) -> tuple[Op, Context]:
+        """The node's op with its context, once the engine serves its model."""
         node = flow.node
         assert node.op is not None
         context = self.job.context(node, self.graph.iteration)
@@ -88,7 +88,7 @@ class LocalRuntime(Runner):
             context.engine, context.codec = self.engine, self.codec
         if node.op.place == "trainer":
             context.scorer = TrainerScorer(self.trainer)
-        return asyncio.run(node.op.run(tables, context))
+        return node.op, context
 
     def serve(self, label: str, version: int, folder: str) -> None:
         if self.serving != label:

@@ -62,8 +62,12 @@ class Edit(Op):
             if index in changed:
                 cut = table["finish"][place].as_py() == "length" if "finish" in table.column_names else False
                 text = codec.without_end(changed[index])
-                new = {"response": text, "response_ids": codec.encode_response(text, ended=not cut),
-                       "completion": assistant(text), "response_logprobs": None}  # fmt: skip
+                new = {
+                    "response": text,
+                    "response_ids": codec.encode_response(text, ended=not cut),
+                    "completion": assistant(text),
+                    "response_logprobs": None,
+                }
                 for name, values in columns.items():
                     values[place] = new[name]
         for name, values in columns.items():

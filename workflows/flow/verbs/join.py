@@ -39,8 +39,12 @@ class Merge(Op):
         for name in ids:
             order.setdefault(name, len(order))
         rank = pa.array([order[name] for name in ids], pa.int64())
-        joined = joined.take(pc.sort_indices(pa.table({"g": rank, "i": pa.array(range(len(ids)))}),
-                                             sort_keys=[("g", "ascending"), ("i", "ascending")]))  # fmt: skip
+        joined = joined.take(
+            pc.sort_indices(
+                pa.table({"g": rank, "i": pa.array(range(len(ids)))}),
+                sort_keys=[("g", "ascending"), ("i", "ascending")],
+            )
+        )
         return with_column(joined, "sample", pa.array(numbered(joined["prompt_id"].to_pylist()), pa.int64()))
 
     def tell(self, told: Told) -> Iterator[str]:

@@ -123,9 +123,18 @@ class Speaker:
         self.samples, self.labels = samples, labels
         self.asked: Counter[str] = Counter()
 
-    async def sample(self, messages: list[Message], n: int = 1, *, after: Said | str | Sequence[int] = "",
-                     temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, max_tokens: int | None = None,
-                     stop: tuple[str, ...] = ()) -> list[Said]:  # fmt: skip
+    async def sample(
+        self,
+        messages: list[Message],
+        n: int = 1,
+        *,
+        after: Said | str | Sequence[int] = "",
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_tokens: int | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> list[Said]:
         """n responses, or continuations of a response begun: of a `Said` (its tokens stay part of the response), or of
         a text or tokens that the program gives (they are context)."""
         from selfloop.workflows.flow.asks import Ask, SamplingParams
@@ -230,9 +239,13 @@ class Play(Op):
         samples, labels = Desk(engine.sample), Desk(label_call(engine))
         more = ([row for table in tables[1:] for row in table.to_pylist()],) if self.beside else ()
         schema = self.schema(tables[0])
-        played = [asyncio.ensure_future(self.play(name, rows, more, schema,
-                                                  Speaker(context, name, samples, labels, self.max_tokens)))
-                  for name, rows in groups(tables[0]) if rows]  # fmt: skip
+        played = [
+            asyncio.ensure_future(
+                self.play(name, rows, more, schema, Speaker(context, name, samples, labels, self.max_tokens))
+            )
+            for name, rows in groups(tables[0])
+            if rows
+        ]
         try:
             made = await asyncio.gather(*played)
         finally:
@@ -270,8 +283,10 @@ class Play(Op):
 
     def failed(self, table: pa.Table, context: Context, error: str) -> pa.Table:
         """One failed row for each prompt group that could not be played at all."""
-        rows = [failed_row({name: row[0][name] for name in row[0] if name in PROMPT_COLUMNS}, error)
-                for _, row in groups(table, only_ok=False)]  # fmt: skip
+        rows = [
+            failed_row({name: row[0][name] for name in row[0] if name in PROMPT_COLUMNS}, error)
+            for _, row in groups(table, only_ok=False)
+        ]
         return pa.Table.from_pylist(rows, schema=self.schema(table))
 
 

@@ -16,8 +16,21 @@ if TYPE_CHECKING:
 
 __all__ = ["RESPONSE_COLUMNS", "add_responses", "encode", "numbered", "reply_row"]
 
-RESPONSE_COLUMNS = ("sample", "prompt_ids", "response_ids", "response", "completion", "response_logprobs", "finish",
-                    "seed", "model", "version", "node", "status", "error")  # fmt: skip
+RESPONSE_COLUMNS = (
+    "sample",
+    "prompt_ids",
+    "response_ids",
+    "response",
+    "completion",
+    "response_logprobs",
+    "finish",
+    "seed",
+    "model",
+    "version",
+    "node",
+    "status",
+    "error",
+)
 
 
 def numbered(names: Iterable[str]) -> list[int]:

@@ -15,8 +15,14 @@ from selfloop.workflows.flow.verbs.base import PROMPT_COLUMNS, Context, Op, Show
 
 __all__ = ["Keep", "Map", "Pair", "Score"]
 
-PAIR_SIDES = {"completion": "", "response_ids": "_ids", "response_logprobs": "_logprobs", "score": "_score",
-              "sample": "_sample", "version": "_version"}  # fmt: skip
+PAIR_SIDES = {
+    "completion": "",
+    "response_ids": "_ids",
+    "response_logprobs": "_logprobs",
+    "score": "_score",
+    "sample": "_sample",
+    "version": "_version",
+}
 PAIR_EXTRAS = ("weight", "margin")
 
 
@@ -113,8 +119,11 @@ class Pair(Op):
                 numbers.append(number)
                 extras.append(pair[2] if len(pair) > 2 else {})
         take = {"chosen": pa.array(chosen, pa.int64()), "rejected": pa.array(rejected, pa.int64())}
-        common = [name for name in table.column_names
-                  if name in PROMPT_COLUMNS or name in ("prompt_ids", "model", "version")]  # fmt: skip
+        common = [
+            name
+            for name in table.column_names
+            if name in PROMPT_COLUMNS or name in ("prompt_ids", "model", "version")
+        ]
         made = table.select(common).take(take["chosen"])
         for name, end in PAIR_SIDES.items():
             for side, indices in take.items() if name in table.column_names else ():

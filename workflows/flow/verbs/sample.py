@@ -72,13 +72,22 @@ class Sample(Op):
         encoded = [encode(context.codec, messages) for messages in self.shown(tables[0], context)]
         names: list[str] = prompts["prompt_id"].to_pylist()
         numbers = numbered(name for name in names for _ in range(self.n))
-        seeds = [derive_seed(context.seed, context.iteration, context.node, names[place // self.n], k)
-                 for place, k in enumerate(numbers)]  # fmt: skip
-        asks = [Ask(ids, seeds[row * self.n + k], params)
-                for row, (ids, error) in enumerate(encoded) if error is None for k in range(self.n)]  # fmt: skip
+        seeds = [
+            derive_seed(context.seed, context.iteration, context.node, names[place // self.n], k)
+            for place, k in enumerate(numbers)
+        ]
+        asks = [
+            Ask(ids, seeds[row * self.n + k], params)
+            for row, (ids, error) in enumerate(encoded)
+            if error is None
+            for k in range(self.n)
+        ]
         replies = iter(await context.engine.sample(asks))
-        rows = [reply_row(next(replies) if error is None else None, ids, error)
-                for ids, error in encoded for _ in range(self.n)]  # fmt: skip
+        rows = [
+            reply_row(next(replies) if error is None else None, ids, error)
+            for ids, error in encoded
+            for _ in range(self.n)
+        ]
         repeated = prompts.take(
             pa.array([row for row in range(len(names)) for _ in range(self.n)], pa.int64())
         )
@@ -154,8 +163,10 @@ class Demonstrate(Op):
         texts: list[Any] = [
             value[-1]["content"] if isinstance(value, list) and value else value for value in given
         ]
-        rows = [self.row(codec, messages, text)
-                for messages, text in zip(prompts["prompt"].to_pylist(), texts, strict=True)]  # fmt: skip
+        rows = [
+            self.row(codec, messages, text)
+            for messages, text in zip(prompts["prompt"].to_pylist(), texts, strict=True)
+        ]
         told = replace(context, model=self.source, codec=codec)
         table = add_responses(prompts, rows, [None] * len(rows), [0] * len(rows), told)
         marked = [bool(text) and codec.without_end(text) != text for text in texts]

@@ -56,8 +56,12 @@ class Summary(Op):
 
     async def run(self, tables: Sequence[pa.Table], context: Context) -> pa.Table:
         found = self.function(*tables, seed=derive_seed(context.seed, context.iteration, context.node))
-        return pa.table({"name": pa.array(list(found), pa.string()),
-                         "value": pa.array(list(found.values()), pa.float64())})  # fmt: skip
+        return pa.table(
+            {
+                "name": pa.array(list(found), pa.string()),
+                "value": pa.array(list(found.values()), pa.float64()),
+            }
+        )
 
     def tell(self, told: Told) -> Iterator[str]:
         yield "counted in the evaluation" if told.evaluation else f"counted in the numbers of {told.node!r}"
