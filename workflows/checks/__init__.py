@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfloop.workflows.checks.machine import (
     check_folder,
@@ -23,15 +23,17 @@ from selfloop.workflows.errors import InputError
 from selfloop.workflows.store.folder import RunFolder
 from selfloop.workflows.store.modules import changed_modules
 
-__all__ = ["Findings", "inspect", "problems"]
+if TYPE_CHECKING:
+    from selfloop.workflows.run.setup import Setup
 
-MANY = 100_000
+__all__ = ["Findings", "inspect", "problems"]
 
 
 @dataclass
 class Findings:
     """problems: what stops the run. notes: what could not be checked here. tried: what a verifier said of gold answers. scans:
-    prompts seen by source. prompts: how many there are to learn from; None where they were not loaded."""
+    prompts seen by source. prompts: how many there are to learn from; None where they were not loaded. setup: what the graph
+    was checked with, for the run to go on with. whole: rows were checked with the model too, so that nothing is left to check."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -40,6 +42,8 @@ class Findings:
     parameters: int = 0
     prompts: int | None = None
     graph_checked: bool = False
+    setup: Setup | None = None
+    whole: bool = False
 
 
 def problems(config: Config, run_dir: Path | None = None) -> list[str]:
@@ -67,7 +71,7 @@ def inspect(draft: Draft, run_dir: Path | None = None, confirmed: bool = False) 
     found.scans = data.scans
     if not draft.problems and not data.problems:
         model_folder = None if model.problems else model.folder
-        check_graph(config, found, model_folder, run_dir if held and not confirmed else None)
+        check_graph(config, found, model_folder, run_dir, going_on=bool(held) and not confirmed)
     found.problems += check_reuse(config)
     if not touched & {"generator", "trainer", "placement"}:
         found.problems += check_machine(config, held.get("resolved", {}).get("device"))
@@ -103,7 +107,9 @@ def held_by(run_dir: Path | None) -> dict[str, Any]:
     return {}
 
 
-def check_graph(config: Config, found: Findings, model: Path | None, run_dir: Path | None) -> None:
+def check_graph(
+    config: Config, found: Findings, model: Path | None, run_dir: Path | None, going_on: bool
+) -> None:
     """The lint of the recipe's graphs, a look at the rows, and whether these are still those of the run that goes on in
     run_dir. All need the prompts: the run does it where these are many or elsewhere. model: its folder, if it is here and
     in order."""
@@ -113,12 +119,13 @@ def check_graph(config: Config, found: Findings, model: Path | None, run_dir: Pa
     from selfloop.workflows.run.setup import Setup
     from selfloop.workflows.run.voting import vote_notes
 
-    if any(not scan.whole or scan.rows > MANY for scan in found.scans.values()):
+    read = {name: scan.table for name, scan in found.scans.items() if scan.table is not None}
+    if len(read) < len(found.scans):
         found.notes.append("the graph is checked when the run has loaded the prompts")
         return
     try:
         found.graph_checked = True
-        setup = Setup(config)
+        setup = found.setup = Setup(config, run_dir, read)
         facts = graph_facts(setup)
         found.problems += facts.problems
         found.notes += facts.notes
@@ -130,8 +137,9 @@ def check_graph(config: Config, found: Findings, model: Path | None, run_dir: Pa
         found.problems += wrong
         found.notes += notes
         found.prompts = setup.sources["prompts"].num_rows
-        if run_dir is not None:
+        if run_dir is not None and going_on:
             found.problems += refuse_changed_data(setup, RunFolder(run_dir), agreed=False)
+        found.whole = model is not None
     except InputError as error:
         found.problems.append(str(error))
 

@@ -6,28 +6,33 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from selfloop.workflows import sources
 from selfloop.workflows.config import Config, Prompts
 from selfloop.workflows.data.schema import prompt_id
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.sources import PromptRow
 
 __all__ = ["DataFacts", "Scan", "check_data", "scan"]
 
 SECONDS = 8.0
 NEEDS_ANSWERS = ("exact", "number", "math", "choice")
 UNKNOWN = 1 << 40
+MANY = 100_000  # rows of a source from which on they are left to the run
 
 
 @dataclass
 class Scan:
     """What was seen of a source. whole: every row was seen. unanswered: where the first row without an answer stands.
-    rows: UNKNOWN for a data set that is not here yet."""
+    rows: UNKNOWN for a data set that is not here yet. table: all of them, where these are not MANY."""
 
     rows: int = 0
     answers: int = 0
     whole: bool = True
     unanswered: str = ""
     distinct: set[str] = field(default_factory=set)
+    table: pa.Table | None = None
 
     @property
     def has_answers(self) -> bool:
@@ -68,13 +73,21 @@ def check_data(config: Config, broken: frozenset[str] = frozenset(), seconds: fl
 def scan(spec: Prompts, seed: int, seconds: float = SECONDS, responses: bool = False) -> Scan:
     """Look at every row of a source, for so long. Raises InputError at the first bad row."""
     kind = sources.source_kind(spec.source)
-    if kind == "pocket":
-        rows = sources.load_source(spec, seed, responses).num_rows
-        return Scan(rows, rows)
-    found = Scan()
     if kind == "hub":
         sources.check_options(spec)
         return Scan(UNKNOWN, UNKNOWN, whole=False)
+    found = Scan()
+    if kind == "pocket":
+        table = sources.load_source(spec, seed, responses)
+        found.rows = found.answers = table.num_rows
+    else:
+        table = sources.table_of(spec, look(found, spec, seconds, responses))
+    found.table = table if found.whole and found.rows <= MANY else None
+    return found
+
+
+def look(found: Scan, spec: Prompts, seconds: float, responses: bool) -> Iterator[tuple[str, PromptRow]]:
+    """Count rows as they are read, and give on those that may be kept."""
     deadline = time.monotonic() + seconds
     for where, row in sources.iter_prompts(spec, responses):
         found.rows += 1
@@ -83,10 +96,9 @@ def scan(spec: Prompts, seed: int, seconds: float = SECONDS, responses: bool = F
         found.distinct.add(prompt_id(row["prompt"], None))
         if found.rows % 1000 == 0 and time.monotonic() > deadline:
             found.whole = False
-            break
-    if found.rows == 0:
-        raise InputError(f"{spec.source} holds no prompts. Give a source with rows")
-    return found
+            return
+        if found.rows <= MANY:
+            yield where, row
 
 
 def notes_of(spec: Prompts, found: Scan) -> Iterator[str]:

@@ -146,7 +146,7 @@ def check(
         if found.graph_checked:
             from selfloop.workflows.report.graph import describe
 
-            say(describe(draft.config, count_gpus()))
+            say(describe(draft.config, count_gpus(), found.setup))
         for line in found.tried:
             say(f"Tried: {line}.")
         for note in found.notes:
@@ -373,7 +373,7 @@ def start(config: Config, folder: Path, found: Findings, debug: bool, yes: bool 
         console.earlier(read_metrics(folder))
         from selfloop.workflows.executor.run import run as run_loop
 
-        run_loop(config, folder, console, yes)
+        run_loop(config, folder, console, yes, found.setup, found.whole)
 
 
 def taken(asked: int | None, there: int | None) -> str:

@@ -99,24 +99,32 @@ def dashboard(url: str) -> str:
 
 
 def run(
-    config: Config, run_dir: str | Path, console: Console | None = None, confirmed: bool = False
+    config: Config,
+    run_dir: str | Path,
+    console: Console | None = None,
+    confirmed: bool = False,
+    setup: Setup | None = None,
+    checked: bool = False,
 ) -> list[dict[str, Any]]:
     """Run (or go on with) a run in its folder over Ray. Returns the metrics of every iteration.
 
-    confirmed: the user has said yes to what must be asked first. Raises the typed errors of `selfloop.workflows.errors`; the
-    folder can be resumed after any of them, unless it was a start that committed nothing: then it is as it was before.
+    confirmed: the user has said yes to what must be asked first. setup: what was derived already from this config, for this
+    folder. checked: its graph and rows were, so they are not once more. Raises the typed errors of
+    `selfloop.workflows.errors`; the folder can be resumed after any of them, unless it was a start that committed nothing: then
+    it is as it was before.
     """
     folder = RunFolder(run_dir)
-    setup = Setup(config, folder.path)
+    setup = setup or Setup(config, folder.path)
     console = console or Console(config.iterations)
     with console:
         folder.refuse_older()
         if config.reuse is not None:
             RunFolder(config.reuse).refuse_older()
-        with console.doing("prompts are read, and the graph is checked with them"):
-            problems, notes = row_findings(setup, setup.base)
-            problems = [*unbuilt(config), *graph_problems(setup), *problems]
-            problems += refuse_changed_data(setup, folder, confirmed)
+        problems, notes = unbuilt(config), list[str]()
+        if not checked:
+            with console.doing("prompts are read, and the graph is checked with them"):
+                wrong, notes = row_findings(setup, setup.base)
+                problems += [*graph_problems(setup), *wrong, *refuse_changed_data(setup, folder, confirmed)]
         if problems:
             raise InputError.of(problems)
         going_on = folder.open(config.model_dump(mode="json"), confirmed)

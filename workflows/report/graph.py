@@ -13,9 +13,9 @@ from selfloop.workflows.run.setup import Setup
 __all__ = ["describe", "mermaid"]
 
 
-def describe(config: Config, gpus: int = 0) -> str:
+def describe(config: Config, gpus: int = 0, setup: Setup | None = None) -> str:
     """The graph of the first iteration as text and Mermaid, the devices asked for, the rows estimated."""
-    setup = Setup(config)
+    setup = setup or Setup(config)
     graph = setup.planner.graph(min(2, config.iterations))
     rows = estimate(graph, setup)
     many = sum(rows.values())

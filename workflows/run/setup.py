@@ -6,7 +6,8 @@ import atexit
 import hashlib
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,12 @@ def scratch() -> Path:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that is derived from the config alone. home: the run's folder; None: nothing that is made for the run stays."""
+    """Everything that is derived from the config alone. home: the run's folder; None: nothing that is made for the run stays.
+    read: all rows of sources that were read already, by name."""
 
     config: Config
     home: Path | None = None
+    read: Mapping[str, pa.Table] = field(default_factory=dict)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -61,9 +64,11 @@ class Setup:
     @cached_property
     def sources(self) -> dict[str, pa.Table]:
         """The rows of every source: prompts, heldout, and the config's named ones."""
-        train, heldout = load_prompts(self.config.prompts, self.config.seed)
+        train, heldout = load_prompts(self.config.prompts, self.config.seed, self.read)
         more = {
-            name: load_source(spec, self.config.seed, responses=True)
+            name: self.read[name]
+            if name in self.read
+            else load_source(spec, self.config.seed, responses=True)
             for name, spec in self.config.data.items()
         }
         return {"prompts": train, "heldout": heldout, **more}

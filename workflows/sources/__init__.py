@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from selfloop.workflows.sources.parsing import (
 
 __all__ = [
     "PROMPT_SCHEMA",
+    "PromptRow",
     "check_options",
     "heldout_spec",
     "iter_prompts",
@@ -35,6 +36,7 @@ __all__ = [
     "load_source",
     "source_kind",
     "split_heldout",
+    "table_of",
 ]
 
 PROMPT_SCHEMA = schema_of("prompt_id", "prompt", "answer", "meta", "parent")
@@ -77,10 +79,15 @@ def load_source(spec: Prompts, seed: int, responses: bool = False) -> pa.Table:
                 "prompts.options.preferences gives responses, which named sources have: move it to data.NAME.options"
             )
         return pocket_preferences(table, seed)
+    return table_of(spec, iter_prompts(spec, responses))
+
+
+def table_of(spec: Prompts, rows_read: Iterable[tuple[str, PromptRow]]) -> pa.Table:
+    """Rows of `iter_prompts` as a table. Raises InputError where there are none."""
     chunks: list[pa.Table] = []
     rows: list[PromptRow] = []
     schema = PROMPT_SCHEMA
-    for _, row in iter_prompts(spec, responses):
+    for _, row in rows_read:
         schema = schema_of(*row)
         rows.append(row)
         if len(rows) == CHUNK:
@@ -91,17 +98,24 @@ def load_source(spec: Prompts, seed: int, responses: bool = False) -> pa.Table:
     return pa.concat_tables([*chunks, pa.Table.from_pylist(rows, schema=schema)])
 
 
-def load_prompts(spec: Prompts, seed: int) -> tuple[pa.Table, pa.Table]:
-    """(training prompts, held-out prompts): two sources where the config names two, else a split of one."""
+def load_prompts(
+    spec: Prompts, seed: int, read: Mapping[str, pa.Table] | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """(training prompts, held-out prompts): two sources where the config names two, else a split of one. read: what was
+    read already of `prompts` and `heldout`."""
+
+    def rows(name: str, source: Prompts) -> pa.Table:
+        return read[name] if read and name in read else load_source(source, seed)
+
     other = heldout_spec(spec)
     if other is None:
-        return split_heldout(load_source(spec, seed), spec.heldout, seed)
-    heldout = load_source(other, seed)
+        return split_heldout(rows("prompts", spec), spec.heldout, seed)
+    heldout = rows("heldout", other)
     if heldout.num_rows < spec.heldout:
         raise InputError(too_large(spec.heldout, heldout.num_rows, other.source))
     if heldout.num_rows > spec.heldout:
         heldout = split_heldout(heldout, spec.heldout, seed)[1]
-    return load_source(spec, seed), heldout
+    return rows("prompts", spec), heldout
 
 
 def heldout_spec(spec: Prompts) -> Prompts | None:

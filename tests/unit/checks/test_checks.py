@@ -345,6 +345,29 @@ def test_large_files_are_read_for_a_limited_time() -> None:
     assert (seen.rows, seen.whole) == (1000, False)
 
 
+def test_a_file_is_read_once_and_checked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from selfloop.workflows import sources
+    from selfloop.workflows.executor import run as over_ray
+    from selfloop.workflows.run.setup import Setup
+
+    given = config(
+        prompts=Prompts(
+            source=jsonl("a.jsonl", [{"prompt": f"p{n}", "answer": "1"} for n in range(9)]), heldout=4
+        )
+    )
+    wanted, read, ran = Setup(given).sources, sources.read_rows, list[Setup]()
+    reads = list[Path]()
+    monkeypatch.setattr(sources, "read_rows", lambda path: reads.append(path) or read(path))
+    result = inspect(Draft(config=given, problems=[]), tmp_path / "run")
+    assert result.problems == [] and result.whole
+    monkeypatch.setattr(over_ray, "row_findings", None)
+    monkeypatch.setattr(over_ray, "graph_problems", None)
+    monkeypatch.setattr(over_ray, "run_over_ray", lambda setup, folder, console: ran.append(setup))
+    over_ray.run(given, tmp_path / "run", None, False, result.setup, result.whole)
+    assert ran == [result.setup] and ran[0].home == tmp_path / "run" and len(reads) == 1
+    assert all(ran[0].sources[name].equals(table) for name, table in wanted.items())
+
+
 def test_named_sources_are_looked_at() -> None:
     (problem,) = found(data={"seeds": Prompts(source="seeds.csv")})
     assert problem == f"prompt file seeds.csv does not exist in {Path.cwd()}. Mend the path"

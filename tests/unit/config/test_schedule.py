@@ -133,7 +133,7 @@ def test_more_iterations_need_a_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     refused = CliRunner().invoke(cli.app, ["resume", str(tmp_path), "iterations=5"])
     assert (refused.exit_code, "planned over 4 and now to be over 5" in refused.stderr) == (2, True)
     asked: list[bool] = []
-    monkeypatch.setattr("selfloop.workflows.executor.run.run", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr("selfloop.workflows.executor.run.run", lambda *given: asked.append(given[3]))
     said = CliRunner().invoke(cli.app, ["resume", str(tmp_path), "iterations=5", "--yes"])
     assert (said.exit_code, asked) == (0, [True])
 
