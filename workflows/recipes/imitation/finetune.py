@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from selfloop import OBJECTIVES, Iteration, Model, Objective, Recipe
-from selfloop.workflows.errors import nearest
 from selfloop.workflows.objectives.heldout import OwnMetrics
 from selfloop.workflows.recipes.imitation.given import given_rows, served
 
@@ -51,8 +51,8 @@ class Finetune(Recipe):
     def fits_the_data(self) -> Finetune:
         """The objective is known, takes its options, and needs no more than given responses."""
         known = OBJECTIVES.get(self.objective)
-        close = None if known else nearest(self.objective, SERVED)
-        way = f"Did you mean {close}?" if close else f"Choose one of {', '.join(SERVED)}"
+        close = [] if known else difflib.get_close_matches(self.objective, SERVED, 1)
+        way = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(SERVED)}"
         if known is None:
             raise ValueError(f"objective {self.objective!r} is not known. {way}")
         try:
