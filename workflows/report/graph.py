@@ -71,9 +71,8 @@ def estimate(graph: Graph, setup: Setup) -> dict[str, int]:
     for node in graph:
         if node.op is not None:  # rows of an earlier iteration are counted as none: they are not known yet
             source = setup.sources[node.op.source].num_rows if isinstance(node.op, Source) else 0
-            inputs = (
-                node.row_inputs if node.op.barrier else node.inputs
-            )  # saved rows may stand first, unknown in number
+            # saved rows, whose number is not known, may stand first: another stream's then says more
+            inputs = node.row_inputs if node.op.barrier else node.inputs
             read = max((rows[name] for name in inputs), default=source)
             rows[node.name] = node.op.rows(read, setup.sources["prompts"].num_rows)
     return rows
