@@ -11,6 +11,8 @@
   `Message`; `MESSAGES` is the type of their column.
 - An objective (the loss): `Objective`, with `Batch`, `Term` and `Loss`; and every one that ships, from `SFT` and `DPO` on,
   by the name it has in docs/objectives.md; `OBJECTIVES` has them by slug.
+- A setting that names something of the user's own as module:name: `own_or` in its type, and `load_class`, `load_made`
+  or `load_rule` where it is used.
 
 Not here: the judges that ship (`selfloop.workflows.judges`), the pocket world (`selfloop.workflows.pocket`), and what only
 some methods share. docs/write-a-method.md goes through it from nothing. Nothing is imported before it is asked for.

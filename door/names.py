@@ -13,6 +13,7 @@ from selfloop.workflows.flow.verbs.play import VERDICT, Player, Said, graded
 from selfloop.workflows.judges.base import PromptJudge, Verifier
 from selfloop.workflows.judges.prompts.frames import conversation, frame
 from selfloop.workflows.objectives import *  # noqa: F403
+from selfloop.workflows.outside.load import load_class, load_made, load_rule, own_or
 from selfloop.workflows.rules.base import Pair, Row, Rule, reads
 from selfloop.workflows.rules.groups import Advantages, Groups, Rewards, Truncated
 from selfloop.workflows.rules.keep import BestOfN, Correct, scored_rows
@@ -46,6 +47,10 @@ __all__ = [
     "conversation",
     "frame",
     "graded",
+    "load_class",
+    "load_made",
+    "load_rule",
+    "own_or",
     "reads",
     "scored_rows",
 ]

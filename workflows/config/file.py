@@ -308,6 +308,8 @@ def recipe_settings(
     """The settings in the recipe's own types (only those that were given), and what is wrong with them."""
     try:
         return recipe.model_validate(settings).model_dump(mode="json", exclude_unset=True), []
+    except InputError as error:  # of a setting that names something of the user's own
+        return {}, [origin("settings", str(error))]
     except ValidationError as error:
         found = [describe(item, recipe, "settings", f" of {slug}") for item in error.errors()]
         return {}, [origin(key, text) for key, text in found]

@@ -7,13 +7,17 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import AfterValidator, ValidationInfo
 
 from selfloop.workflows.errors import InputError, blamed, nearest
 
-__all__ = ["NAMED", "load"]
+__all__ = ["NAMED", "load", "load_class", "load_made", "load_rule", "own_or"]
+
+Kind = TypeVar("Kind")
 
 NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 UNTYPED = re.compile(r"A non-annotated attribute was detected: `(\w+) = (.*?)`")  # pydantic's words
@@ -38,6 +42,75 @@ def load(path: str, setting: str) -> Any:
             f"{setting}={path}: module {module} has no {name!r}.{meant(name, own, module + ':')}"
         )
     return getattr(found, name)
+
+
+def load_class(path: str, setting: str, base: type[Kind], like: str = "") -> type[Kind]:
+    """The class at `path`, which must be one of `base`. like: how such a class looks. Raises InputError."""
+    found = load(path, setting)
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    raise InputError(
+        f"{setting}={path} is {kind_in_words(found)}, and no {base.__name__}.{like}{others(path, base)}"
+    )
+
+
+def load_made(path: str, setting: str, base: type[Kind]) -> Kind:
+    """The object of `base` at `path`, or one of a class there that needs no settings. Raises InputError."""
+    found = load(path, setting)
+    return found if isinstance(found, base) else made(load_class(path, setting, base), path, setting)
+
+
+def load_rule(path: str, setting: str) -> Callable[..., Any]:
+    """The function at `path`, or an object that is called like one, or one of a class there. Raises InputError."""
+    found = load(path, setting)
+    found = made(found, path, setting) if isinstance(found, type) else found
+    if not callable(found):
+        raise InputError(
+            f"{setting}={path} is {kind_in_words(found)}, and a rule is a function of the rows of a prompt and rng"
+        )
+    return found
+
+
+def own_or(*words: str) -> AfterValidator:
+    """For a recipe's setting that takes one of these words, or `module:name` for something of the user's own."""
+
+    def known(value: str, info: ValidationInfo) -> str:
+        if value in words or NAMED.fullmatch(value):
+            return value
+        near = nearest(value, words)
+        way = f". Did you mean {near}?" if near else ""
+        known = ", ".join(words)
+        raise ValueError(
+            f"settings.{info.field_name} is {value!r}, and must be {known}, or module:name for one of your own{way}"
+        )
+
+    return AfterValidator(known)
+
+
+def made(kind: type[Kind], path: str, setting: str) -> Kind:
+    try:
+        return kind()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{setting}={path} is a class that cannot be made without settings ({' '.join(str(error).split())}). "
+            f"Make one in its module, e.g. mine = {kind.__name__}(…), and name that"
+        ) from error
+
+
+def kind_in_words(found: Any) -> str:
+    if isinstance(found, type):
+        return f"the class {found.__name__}"
+    name = type(found).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def others(path: str, base: type[Any]) -> str:
+    """ " Did you mean …?" with a class of this kind that is defined in the same module; empty without one."""
+    module = path.partition(":")[0]
+    for name, thing in vars(sys.modules[module]).items():
+        if isinstance(thing, type) and issubclass(thing, base) and thing.__module__ == module:
+            return f" Did you mean {module}:{name}?"
+    return ""
 
 
 def import_module(module: str, name: str, named: str) -> ModuleType:

@@ -12,6 +12,7 @@ import importlib
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from importlib.util import resolve_name
 from pathlib import Path
@@ -99,13 +100,14 @@ def imported_by(name: str, spec: ModuleSpec) -> Iterator[tuple[str, bool]]:
     text = Path(str(spec.origin)).read_text(encoding="utf-8", errors="replace")
     for node in imports(text):
         for one in node.names:
-            if isinstance(node, ast.ImportFrom):
-                path = "." * node.level + (node.module or "")
+            if isinstance(node, ast.Import):
+                yield one.name, True
+                continue
+            path = "." * node.level + (node.module or "")
+            with suppress(ImportError):  # dots that lead out of the package: the import will say so
                 above = resolve_name(path, package) if node.level else path
                 yield above, True
                 yield f"{above}.{one.name}", False
-            else:
-                yield one.name, True
 
 
 def place_of(name: str, file: Path) -> Path:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from selfloop.workflows.checks import inspect as check
 from selfloop.workflows.config import read_config
+from selfloop.workflows.flow.verbs.judge import JudgeBy
 from selfloop.workflows.recipes import GroupRelative, find_method, outside
+from selfloop.workflows.report.methods import methods_table
 from selfloop.workflows.run.setup import Setup
 
 RECIPE = """
@@ -28,12 +33,14 @@ HEAD = "from selfloop.workflows.flow.recipe import Recipe\n\n\nclass Mine(Recipe
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder; modules that its files make are forgotten again."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", "")).startswith(f"{tmp_path}/"):
+            del sys.modules[name]
 
 
 def problems(*overrides: str) -> list[str]:
@@ -128,3 +135,112 @@ def test_a_slug_that_clashes_is_refused(here: Path, monkeypatch: pytest.MonkeyPa
     )
     assert problems("recipe=selfloop.workflows.recipes.reinforcement.grpo:GroupRelative") == []
     assert find_method("selfloop.workflows.recipes.reinforcement.grpo:GroupRelative") is GroupRelative
+
+
+def test_methods_are_listed_with_where_they_come_from(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "their_listed.py").write_text(RECIPE)
+    points(monkeypatch, their_way="their_listed:Mine", grpo="their_listed:Mine", gone="no_such_module_x:Mine")
+    lines = {line.split()[0]: line for line in methods_table(2000).splitlines()}
+    assert lines["their-way"].endswith("from their-methods 1.2: their_listed:Mine")
+    clash = next(
+        line for line in methods_table(2000).splitlines() if "grpo " in line and "from their-methods" in line
+    )
+    assert "It cannot be used by this name: several methods have that name" in clash
+    assert "No module named 'no_such_module_x'" in lines["gone"]
+
+
+# Parts of one's own where a method's settings take them
+
+PARTS = """
+from selfloop import DPO, PromptJudge, Rule
+
+
+class Loss(DPO):
+    margin: float = 0.5
+
+
+class Asks(PromptJudge):
+    def messages(self, row):
+        return [{"role": "user", "content": "Rate it."}]
+
+    def parse(self, text):
+        return 1.0
+
+
+class Needs(PromptJudge):
+    words: str
+
+
+judge = Asks()
+
+
+def rule(rows, rng):
+    return [(rows[0], rows[-1])]
+
+
+class Ranked(Rule):
+    def __call__(self, rows, rng):
+        return [(rows[0], rows[-1])]
+
+
+number = 3
+"""
+PAIRS = ["prompts=pocket", "data={train: {source: pocket, options: {preferences: true}}}"]
+
+
+def test_an_objective_of_ones_own(here: Path) -> None:
+    (here / "parts_a.py").write_text(PARTS)
+    draft = read_config(
+        "quickstart",
+        [
+            "recipe=finetune",
+            "settings={objective: 'parts_a:Loss', options: {margin: 0.7}, test: null}",
+            *PAIRS,
+        ],
+    )
+    assert draft.problems == [] and draft.config is not None
+    training = Setup(draft.config).planner.graph(1).nodes["train"].training
+    assert training is not None and type(training.objective).__name__ == "Loss"
+    assert training.objective.model_dump()["margin"] == 0.7
+
+
+@pytest.mark.parametrize("judge", ["parts_b:Asks", "parts_b:judge"])
+@pytest.mark.parametrize("rule", ["parts_b:rule", "parts_b:Ranked"])
+def test_a_judge_and_a_rule_of_ones_own(judge: str, rule: str, here: Path) -> None:
+    (here / "parts_b.py").write_text(PARTS)
+    draft = read_config(
+        "quickstart", ["recipe=self-rewarding", f"settings={{judge: '{judge}', rule: '{rule}'}}"]
+    )
+    assert draft.problems == [] and draft.config is not None
+    nodes = {node.name: node for node in Setup(draft.config).planner.graph(1)}
+    op = nodes["judge"].op
+    assert isinstance(op, JudgeBy) and type(op.judge).__name__ == "Asks"
+    assert nodes["pair"].settings != {node.name: node for node in shipped()}["pair"].settings
+
+
+def shipped() -> list[Any]:
+    draft = read_config("quickstart", ["recipe=self-rewarding", "settings={}"])
+    assert draft.config is not None
+    return list(Setup(draft.config).planner.graph(1))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("finetune", "objective: 'parts_c:Los'", "settings.objective=parts_c:Los: module parts_c has no 'Los'. Did you mean parts_c:Loss?"),
+        ("finetune", "objective: 'parts_c:rule'", "settings.objective=parts_c:rule is a function, and no Objective. Did you mean parts_c:Loss?"),
+        ("finetune", "objective: 'parts_c:Loss', options: {mrgin: 1}", "The options of parts_c:Loss are "),
+        ("self-rewarding", "judge: rubrik", "settings.judge is 'rubrik', and must be rubric, pocket, or module:name for one of your own. Did you mean rubric?"),
+        ("self-rewarding", "judge: 'parts_c:number'", "settings.judge=parts_c:number is an int, and no PromptJudge. Did you mean parts_c:Asks?"),
+        ("self-rewarding", "judge: 'parts_c:Needs'", "settings.judge=parts_c:Needs is a class that cannot be made without settings"),
+        ("self-rewarding", "rule: 'parts_c:number'", "settings.rule=parts_c:number is an int, and a rule is a function"),
+        ("self-rewarding", "rule: 'parts_d:rule'", "settings.rule=parts_d:rule: module parts_d cannot be imported (No module named 'parts_d')"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_part_is_said(recipe: str, settings: str, said: str, here: Path) -> None:
+    (here / "parts_c.py").write_text(PARTS)
+    draft = read_config("quickstart", [f"recipe={recipe}", f"settings={{{settings}}}", *PAIRS])
+    found = list(draft.problems)
+    if not found and draft.config is not None:
+        found = check(draft).problems
+    assert any(said in text for text in found), found

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from selfloop import OBJECTIVES, Iteration, Model, Objective, Recipe
+from selfloop import OBJECTIVES, Iteration, Model, Objective, Recipe, load_class
 from selfloop.workflows.objectives.heldout import OwnMetrics
 from selfloop.workflows.recipes.imitation.given import given_rows, served
 
@@ -34,7 +34,9 @@ class Finetune(Recipe):
     paper: ClassVar[str] = "arXiv 2305.18290"
     kind: ClassVar[str] = "offline"
 
-    objective: str = Field(default="dpo", description=f"one of {', '.join(SERVED)}")
+    objective: str = Field(
+        default="dpo", description=f"one of {', '.join(SERVED)}, or one of your own as module:Class"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="the objective's own settings")
     train: str = Field(default="train", description="named source to learn from (data.NAME)")
     test: str | None = Field(default="test", description="named source that is only measured; null: none")
@@ -50,7 +52,7 @@ class Finetune(Recipe):
     @model_validator(mode="after")
     def fits_the_data(self) -> Finetune:
         """The objective is known, takes its options, and needs no more than given responses."""
-        known = OBJECTIVES.get(self.objective)
+        known = self.kind_of_loss
         close = [] if known else difflib.get_close_matches(self.objective, SERVED, 1)
         way = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(SERVED)}"
         if known is None:
@@ -68,9 +70,19 @@ class Finetune(Recipe):
         return self
 
     @property
+    def kind_of_loss(self) -> type[Objective] | None:
+        own = ":" in self.objective
+        return (
+            load_class(self.objective, "settings.objective", Objective)
+            if own
+            else OBJECTIVES.get(self.objective)
+        )
+
+    @property
     def loss(self) -> Objective:
         """The objective with its options."""
-        return OBJECTIVES[self.objective](**self.options)
+        assert self.kind_of_loss is not None
+        return self.kind_of_loss(**self.options)
 
     def iteration(self, it: Iteration) -> Model:
         rows = given_rows(it, self.train, self.loss, self.take)

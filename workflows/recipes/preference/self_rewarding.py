@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from selfloop import DPO, Iteration, Model, PromptJudge, Recipe, best_against_worst
+from selfloop import (
+    DPO,
+    Iteration,
+    Model,
+    PromptJudge,
+    Recipe,
+    best_against_worst,
+    load_made,
+    load_rule,
+    own_or,
+)
 from selfloop.workflows.judges.prompts.rubric import AdditiveRubric
 
 __all__ = ["SelfRewarding"]
@@ -38,14 +48,21 @@ class SelfRewarding(Recipe):
     top_p: float = Field(default=0.9, gt=0, le=1, description="section 3.1.2")
     beta: float = Field(default=0.1, gt=0, description="section 3.1.3")
     epochs: float = Field(default=1.0, gt=0, description="ours: the paper chooses a checkpoint instead")
-    judge: Literal["rubric", "pocket"] = "rubric"
+    judge: Annotated[str, own_or("rubric", "pocket")] = Field(
+        default="rubric", description="rubric, pocket, or a PromptJudge of your own as module:name"
+    )
+    rule: Annotated[str, own_or("best-against-worst")] = Field(
+        default="best-against-worst",
+        description="which pairs: best-against-worst, or a rule of your own as module:name",
+    )
 
     def iteration(self, it: Iteration) -> Model:
         answers = it.prompts().sample(
             it.policy, n=self.samples, temperature=self.temperature, top_p=self.top_p
         )
         scored = answers.judge(self.rubric(), by=it.policy, votes=self.votes)
-        pairs = scored.pair(best_against_worst)
+        own = self.rule != "best-against-worst"
+        pairs = scored.pair(load_rule(self.rule, "settings.rule") if own else best_against_worst)
         return it.policy.train(
             pairs, DPO(beta=self.beta), reference=it.policy, optimizer="fresh", epochs=self.epochs
         )
@@ -53,6 +70,8 @@ class SelfRewarding(Recipe):
     def rubric(self) -> PromptJudge:
         if self.judge == "rubric":
             return AdditiveRubric(temperature=self.temperature, top_p=self.top_p)
+        if self.judge != "pocket":
+            return load_made(self.judge, "settings.judge", PromptJudge)
         from selfloop.workflows.pocket.roles import PocketPointJudge
 
         return PocketPointJudge()
