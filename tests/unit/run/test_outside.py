@@ -149,7 +149,7 @@ def test_a_run_goes_on_from_its_copy(tmp_path: Path, here: Path, monkeypatch: py
     (note,) = reach_modules(begun)
     assert note == f"the module ours of this run is gone, so the copies in {begun.path}/code are used"
     assert reach_modules(begun) == []  # said once
-    _, config = open_config(begun.path, iterations=3)
+    config = open_config(begun.path)[1].model_copy(update={"iterations": 3})
     run_recipe(config, begun.path)
     keep_modules(begun, config.model_dump(mode="json"))
     assert files_in(begun.path / "code") == COPIED  # the copy is no original to be copied
