@@ -57,6 +57,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     row = rows_of(tmp_path / "runs/quickstart", 1, "sample")[0]["prompt_id"]
     stand_ins = {
         "CONFIG": "configs/spin.yaml",
+        "NAME": "best-of-n",
         "ROW": row,
         "3": "1",
         "RUN": "runs/quickstart",
