@@ -72,9 +72,9 @@ class Interleaved(Console):
         self.codec = Codec(setup.folder)
         self.found: list[dict[str, float]] = []
         self.workers = {worker.process.pid or 0 for worker in (*self.engines, self.trainer)}
-        self.since = self.now()
+        self.since = self.spent_by_now()
 
-    def now(self) -> dict[str, float]:
+    def spent_by_now(self) -> dict[str, float]:
         """The clock, and the processor seconds of everything but the bare engines, by what it is."""
         pids, kinds = tree(os.getpid(), self.workers), dict.fromkeys(KINDS.values(), 0.0)
         for pid in pids:
@@ -84,9 +84,9 @@ class Interleaved(Console):
     def line(self, text: str) -> None:
         """Nothing is printed beside a measurement."""
 
-    def iteration(self, index: int, metrics: Mapping[str, Any]) -> None:
+    def iteration(self, index: int, metrics: Mapping[str, Any], cut: str = "") -> None:
         """Measure the same work on the bare engines, unless this iteration only warmed up, or was evaluated."""
-        spent = {name: value - self.since[name] for name, value in self.now().items()}
+        spent = {name: value - self.since[name] for name, value in self.spent_by_now().items()}
         if 1 <= index < self.setup.config.iterations:
             phases, before = self.phases(index), cpu_of(self.workers)
             figures = self.bare(index)
@@ -97,7 +97,7 @@ class Interleaved(Console):
             }
             if index > 1:  # the first iteration warms both sides up
                 self.found.append(figures)
-        self.since = self.now()
+        self.since = self.spent_by_now()
 
     def phases(self, index: int) -> dict[str, float]:
         """Where our seconds went, by the run's own events: publish, rows, train."""

@@ -43,7 +43,7 @@ class Clock(Console):
     def line(self, text: str) -> None:
         """Nothing but the clock is printed."""
 
-    def iteration(self, index: int, metrics: Mapping[str, Any]) -> None:
+    def iteration(self, index: int, metrics: Mapping[str, Any], cut: str = "") -> None:
         if index:
             about = {
                 name: metrics[name] for name in ("wall_s", "train_train_s", "train_tokens") if name in metrics
