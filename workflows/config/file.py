@@ -26,12 +26,21 @@ __all__ = [
     "find_config",
     "find_recipe",
     "load_config",
-    "read",
     "read_again",
     "read_config",
 ]
 
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
+
+
+class Draft(BaseModel):
+    """A config as far as it can be read. broken: the keys whose values were wrong and are left at their defaults."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config: Config | None
+    problems: list[str]
+    broken: frozenset[str] = frozenset()
 
 
 def find_config(name: str) -> tuple[str, str]:
@@ -100,12 +109,23 @@ class Origin:
         return f"{self.file}, line {line}: {text}" if line else f"{self.file}: {text}"
 
 
-def read(name: str, overrides: Sequence[str]) -> Draft:
-    """The config of a file with overrides, with all its problems."""
+def load_config(name: str, overrides: Sequence[str] | None = None) -> Config:
+    """The config of a YAML file (or of a name in `selfloop.configs`) with `key.sub=value` overrides.
+
+    Raises InputError that holds every mistake at once.
+    """
+    draft = read_config(name, overrides)
+    if draft.problems or draft.config is None:
+        raise InputError.of(draft.problems)
+    return draft.config
+
+
+def read_config(name: str, overrides: Sequence[str] | None = None) -> Draft:
+    """Like `load_config`, but mistakes are returned beside what is left, so that further checks can be reported too."""
     try:
         shown, text = find_config(name)
         origin = Origin(shown)
-        raw, problems = merge(text, overrides, origin)
+        raw, problems = merge(text, overrides or [], origin)
     except InputError as error:
         return Draft(config=None, problems=[str(error)])
     open_keys = [key for key, value in leaves(raw) if value == "???"]
@@ -326,31 +346,3 @@ def remove(tree: dict[str, Any], path: Sequence[str]) -> None:
             break
         tree, path = below, path[1:]
     tree.pop(path[0], None)
-
-
-def load_config(name: str, overrides: list[str] | None = None) -> Config:
-    """The config of a YAML file (or of a name in `selfloop.configs`) with `key.sub=value` overrides.
-
-    Raises InputError that holds every mistake at once.
-    """
-    from selfloop.workflows.errors import InputError
-
-    draft = read_config(name, overrides)
-    if draft.problems or draft.config is None:
-        raise InputError.of(draft.problems)
-    return draft.config
-
-
-class Draft(BaseModel):
-    """A config as far as it can be read. broken: the keys whose values were wrong and are left at their defaults."""
-
-    model_config = ConfigDict(frozen=True)
-
-    config: Config | None
-    problems: list[str]
-    broken: frozenset[str] = frozenset()
-
-
-def read_config(name: str, overrides: list[str] | None = None) -> Draft:
-    """Like `load_config`, but mistakes are returned beside what is left, so that further checks can be reported too."""
-    return read(name, overrides or [])

@@ -104,7 +104,9 @@ def signal(metrics: Metrics, cut: str = "") -> str:
     told: list[str] = []
     silent, short = number(metrics, "no_signal_share"), number(metrics, "cut_share")
     told += [f"{shown(silent)} of the prompts gave no signal"] if silent else []
-    told += [f"{shown(short)} of the answers were cut{f' ({cut})' if cut else ''}"] if short else []
+    few = short is not None and 0 < short < 0.0005  # "0.0 % were cut" would deny what it tells
+    share = "less than 0.1 %" if few else shown(short)
+    told += [f"{share} of the answers were cut{f' ({cut})' if cut else ''}"] if short else []
     told += [kept(metrics)] if kept(metrics) else []
     told += ["nothing was trained"] if metrics.get("idle") else []
     return f" · {', '.join(told)}" if told else ""

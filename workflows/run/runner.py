@@ -128,12 +128,11 @@ class Runner:
     def drop_steps(self, flow: Flow, work: TrainWork) -> None:
         """Drop a step checkpoint that ranks of other settings left: the steps after it would be of another training."""
         assert work.step_dir is not None
+        now = self.job.under(flow.node)
         for path in sorted(Path(work.step_dir).glob("step-*/state.json")):
             held = json.loads(path.read_text(encoding="utf-8"))
-            now = self.job.under(flow.node)
-            other = [
-                line for line in differences(held.get("made", now), now) if line.partition(" ")[0] in now
-            ]
+            made = held.get("made", now)
+            other = differences({name: made.get(name) for name in now}, now)
             if other:
                 node, step = flow.node.name, held["step"]
                 shutil.rmtree(work.step_dir, ignore_errors=True)
