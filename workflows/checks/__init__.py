@@ -100,7 +100,7 @@ def take(found: Findings, facts: Facts) -> Facts:
 
 def held_by(run_dir: Path | None) -> dict[str, Any]:
     """What config.json of a run holds that may go on; empty without one, and for those of which `check_folder` tells."""
-    with suppress(InputError, ValueError, TypeError):
+    with suppress(InputError):
         if run_dir is not None:
             RunFolder(run_dir).refuse_older()
             return RunFolder(run_dir).record()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selfloop.workflows.config import Config
+from selfloop.workflows.config.devices import bundles, joins
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.store.changes import changes, kept_gpus, unconfirmed
 from selfloop.workflows.store.disk import size
@@ -23,7 +25,6 @@ __all__ = [
     "check_space",
     "count_cpus",
     "count_gpus",
-    "on_cluster",
     "told_changes",
 ]
 
@@ -32,11 +33,6 @@ TRAINING_BYTES = 16  # a parameter: fp32 weights, gradients and two moments of A
 FROZEN_BYTES = 5  # a parameter under adapters: fp32 weights, and room for the adapters
 SERVED_BYTES = 4  # a parameter of a float32 checkpoint, which training goes on from
 MIXED_BYTES = 6  # a parameter: the bfloat16 checkpoint that is served, and float32 master weights
-
-
-def on_cluster() -> bool:
-    """Whether the run joins a Ray cluster: what that has is counted when it is joined."""
-    return any(name in os.environ for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
 def count_gpus() -> int:
@@ -48,6 +44,7 @@ def count_gpus() -> int:
     return there if visible is None else min(there, len(visible.split(",")))
 
 
+@functools.cache  # nvidia-smi takes a while
 def gpus_in_machine() -> int:
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
@@ -68,9 +65,7 @@ def count_cpus() -> int:
 
 def check_machine(config: Config, device: str | None = None) -> Iterator[str]:
     """More GPUs or CPUs asked than there are. device: what the run began on, if it goes on."""
-    from selfloop.workflows.config.devices import bundles
-
-    if on_cluster():
+    if joins():  # what the cluster has is counted when it is joined
         return
     try:
         gpus = kept_gpus(device, count_gpus())
@@ -130,9 +125,6 @@ def check_folder(config: Config | None, run_dir: Path, confirmed: bool = False) 
     except InputError as error:
         yield str(error)
         return
-    except (ValueError, KeyError, TypeError):
-        yield f"{run_dir}/config.json is broken, so its run cannot go on. Choose another --run-dir"
-        return
     if held is None:
         try:
             folder.refuse_strangers()
@@ -182,7 +174,7 @@ def unwritable(run_dir: Path) -> str | None:
 
 def check_space(config: Config, run_dir: Path, parameters: int) -> Iterator[str]:
     """Too little disk for the checkpoints, or too little memory to train on CPU."""
-    if not parameters or on_cluster():
+    if not parameters or joins():
         return
     folder = RunFolder(run_dir)
     unwritten = [

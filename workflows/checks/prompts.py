@@ -12,12 +12,12 @@ from selfloop.workflows import sources
 from selfloop.workflows.config import Config, Prompts
 from selfloop.workflows.data.schema import prompt_id
 from selfloop.workflows.errors import InputError
+from selfloop.workflows.judges.verifiers import VERIFIERS
 from selfloop.workflows.sources import PromptRow
 
 __all__ = ["DataFacts", "Scan", "check_data", "scan"]
 
 SECONDS = 8.0
-NEEDS_ANSWERS = ("exact", "number", "math", "choice")
 UNKNOWN = 1 << 40
 MANY = 100_000  # rows of a source from which on they are left to the run
 
@@ -141,7 +141,7 @@ def amounts(config: Config, facts: DataFacts, broken: frozenset[str]) -> None:
 def answers(config: Config, facts: DataFacts) -> Iterator[str]:
     """Answers that the config's judge needs and the held-out prompts lack."""
     asked = facts.scans.get("heldout", facts.scans["prompts"])
-    if config.judge in NEEDS_ANSWERS and asked.whole and not asked.has_answers:
+    if config.judge in VERIFIERS and asked.whole and not asked.has_answers:
         source = config.prompts.heldout_source or config.prompts.source
         yield (
             f"judge {config.judge} compares with answers, and {source} has none. Map a column to it "

@@ -38,11 +38,14 @@ def initial(run: Path, config: Mapping[str, Any]) -> Path:
     """The folder of a run's initial model; the run's own one where it has another chat template."""
     from selfloop.workflows.models.find import model_folder
 
-    own = run / "model"
-    return own if own.is_dir() else model_folder(str(config.get("model", "pocket")))
+    if (own := run / "model").is_dir():
+        return own
+    model, start = str(config.get("model", "pocket")), RunFolder(run).started_in()
+    there = start is not None and model != "pocket" and (start / model).is_dir()
+    return model_folder(str(start / model) if start is not None and there else model)
 
 
-def load(folder: Path, temperature: float, max_tokens: int, trust_remote_code: bool = False) -> Reply:
+def load(folder: Path, temperature: float, max_tokens: int) -> Reply:
     """A function that answers messages, printing tokens as they come."""
     import os
 
@@ -55,12 +58,10 @@ def load(folder: Path, temperature: float, max_tokens: int, trust_remote_code: b
     from selfloop.workflows.models.codec import Codec
 
     logging.disable_progress_bar()
-    codec = Codec(folder, trust_remote_code)
+    codec = Codec(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
     model = model.to(device).eval()
     streamer = TextStreamer(codec.tokenizer, skip_prompt=True, skip_special_tokens=True)
     ends = sorted(codec.ends)

@@ -26,7 +26,7 @@ from selfloop.workflows.errors import (
 )
 from selfloop.workflows.store.disk import append, is_full, unwritten
 
-__all__ = ["complain", "outcomes", "stopped_by_signal"]
+__all__ = ["complain", "outcomes", "say", "stopped_by_signal"]
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 OURS = re.compile(r"selfloop\.workflows\.errors\.\w+: (?P<said>.+)")  # the last line of an actor's traceback
@@ -119,6 +119,11 @@ def brief(error: BaseException) -> str:
         return ours["said"]
     shown = f"{lines[0]} … {lines[-1]}" if len(lines) > 2 else " ".join(lines)
     return f"{type(error).__name__}: {shown}"
+
+
+def say(text: str) -> None:
+    """Print at once, also into a pipe."""
+    print(text, flush=True)
 
 
 def complain(text: str) -> None:

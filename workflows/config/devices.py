@@ -1,12 +1,18 @@
-"""Which devices a run asks for: one placement group, engines and trainer beside each other or apart."""
+"""Which devices a run asks for, and where: one placement group, engines and trainer beside each other or apart."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from selfloop.workflows.config.settings import Config
 
-__all__ = ["Shares", "bundles", "shares"]
+__all__ = ["Shares", "bundles", "joins", "shares"]
+
+
+def joins() -> bool:
+    """Whether RAY_ADDRESS or a job names a cluster to join."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
 @dataclass(frozen=True)

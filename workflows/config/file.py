@@ -23,8 +23,6 @@ from selfloop.workflows.errors import InputError, nearest
 __all__ = [
     "Draft",
     "config_names",
-    "find_config",
-    "find_recipe",
     "load_config",
     "read_again",
     "read_config",
@@ -74,21 +72,20 @@ def text_of(path: Path) -> str:
         with contextlib.suppress(json.JSONDecodeError):
             held = json.loads(text)
             if isinstance(held, dict) and held.keys() >= {"format", "config"}:
-                return json.dumps(held["config"], indent=1, ensure_ascii=False)
+                return plain(held["config"])
     return text
+
+
+def plain(held: Any) -> str:
+    """A config as YAML in which nothing refers to anything: `${` of a text (a chat template's) is no reference."""
+    text = json.dumps(held, indent=1, ensure_ascii=False)
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\\\${", text)
 
 
 def config_names() -> list[str]:
     """Names of the configs that come with Selfloop."""
     files = resources.files("selfloop.configs").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
-def find_recipe(slug: str) -> type[BaseModel] | None:
-    """The class of a method, or None when there is none of that name. Raises InputError for one that cannot be had."""
-    from selfloop.workflows.recipes import find_method
-
-    return find_method(slug)
 
 
 @dataclass
@@ -139,12 +136,12 @@ def read_config(name: str, overrides: Sequence[str] | None = None) -> Draft:
 
 def read_again(config: Config, overrides: Sequence[str], shown: str) -> Draft:
     """A run's own config with overrides. shown: what messages call it."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     origin, broken = Origin(shown), set[str]()
-    tree = OmegaConf.create(config.model_dump(mode="json"))
+    tree = OmegaConf.create(plain(config.model_dump(mode="json")))
     problems = override(tree, overrides, origin)
-    raw = cast(dict[str, Any], OmegaConf.to_container(tree))
+    raw = cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, tree), resolve=True))
     changed, more = validate(raw, origin, broken)
     return Draft(config=changed, problems=problems + more, broken=frozenset(broken))
 
@@ -197,6 +194,7 @@ def parse_yaml(text: str, origin: Origin) -> Any:
     """An OmegaConf tree of a YAML mapping, with its lines noted in `origin`."""
     import yaml
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -212,6 +210,10 @@ def parse_yaml(text: str, origin: Origin) -> Any:
             else f"this is not YAML: {what}. Mend the line"
         )
         raise InputError(f"{origin.file}{where}: {text}") from error
+    except OmegaConfBaseException as error:
+        raise InputError(
+            f"{origin.file}: {first_line(error)}. Where a text is meant, write its ${{ as \\${{"
+        ) from error
     if tree is None:
         raise InputError(f"{origin.file} is empty. A config needs at least: recipe: self-rewarding")
     if not isinstance(node, yaml.MappingNode):
@@ -282,11 +284,13 @@ def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 
 def validate(raw: dict[str, Any], origin: Origin, broken: set[str]) -> tuple[Config | None, list[str]]:
     """The config, with wrong values left at their defaults (their keys go to `broken`), and all problems."""
+    from selfloop.workflows.recipes import find_method
+
     problems: list[str] = []
     recipe, found = raw.get("recipe"), None
     if isinstance(recipe, str):
         try:
-            found = find_recipe(recipe)
+            found = find_method(recipe)
             wrong = [] if found else [unknown_recipe(recipe)]
         except InputError as error:
             wrong = [str(error)]

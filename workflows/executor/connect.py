@@ -13,19 +13,14 @@ from typing import Any
 import ray
 
 from selfloop.workflows.config import Config
-from selfloop.workflows.config.devices import bundles
+from selfloop.workflows.config.devices import bundles, joins
 from selfloop.workflows.errors import EngineError, InputError
 from selfloop.workflows.store.changes import kept_gpus
 
-__all__ = ["HUGE_PAGES", "connect", "joins"]
+__all__ = ["HUGE_PAGES", "connect"]
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Training on CPU writes gigabytes of fresh memory a step, dear where a machine is short of it (docs/decisions.md)."""
-
-
-def joins() -> bool:
-    """Whether RAY_ADDRESS or a job names a cluster to join."""
-    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
 def reaching(code: Path | None) -> dict[str, Any] | None:

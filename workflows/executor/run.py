@@ -13,9 +13,10 @@ import ray
 from selfloop.actors.generate.spec import EngineSpec
 from selfloop.actors.train.spec import TrainerSpec
 from selfloop.workflows.config import Config
+from selfloop.workflows.config.devices import joins
 from selfloop.workflows.errors import ClusterError, InputError
 from selfloop.workflows.executor.actors import Actors
-from selfloop.workflows.executor.connect import connect, joins
+from selfloop.workflows.executor.connect import connect
 from selfloop.workflows.executor.schedule import Executor
 from selfloop.workflows.executor.specs import Specs
 from selfloop.workflows.executor.watch import RayWatch

@@ -153,10 +153,10 @@ def kind_of(value: str) -> str:
     return next((kind for pattern, kind in words.items() if re.fullmatch(pattern, value)), "TYPE")
 
 
-def meant(word: str, known: Sequence[str], start: str = "", end: str = "") -> str:
+def meant(word: str, known: Sequence[str], start: str = "") -> str:
     """ " Did you mean …?", or what is known."""
     if close := nearest(word, known):
-        return f" Did you mean {start}{close}{end}?"
+        return f" Did you mean {start}{close}?"
     return f" It has {', '.join(sorted(known)[:8])}" if known else " Nothing is defined in it"
 
 

@@ -149,7 +149,13 @@ class RunFolder:
 
     def record(self) -> dict[str, Any]:
         """All of config.json: the config, and what was found out when the run began; empty for a folder without a run."""
-        held = read_json(self.path / "config.json")
+        file = self.path / "config.json"
+        try:
+            held = read_json(file)
+        except ValueError as error:
+            raise InputError(f"{file} is broken ({error}). Restore it, or name another folder") from error
+        if not {"format", "config"} <= held.keys():  # somebody else's, as that of a model
+            return {}
         if held.get("format", 0) > FORMAT:
             raise InputError(
                 f"{self.path} has format {held['format']}, and this Selfloop reads up to {FORMAT}. Use a newer Selfloop"

@@ -15,7 +15,7 @@ from selfloop.workflows.checks import inspect, problems
 from selfloop.workflows.checks import machine as checks_machine
 from selfloop.workflows.checks.model import count_parameters, look_at_model
 from selfloop.workflows.checks.prompts import scan
-from selfloop.workflows.cli.commands import taken
+from selfloop.workflows.cli.runs import taken
 from selfloop.workflows.config import Config, Draft, Prompts, read_config
 from selfloop.workflows.pocket.source import POCKET_MODEL
 from selfloop.workflows.store.folder import RunFolder
@@ -543,7 +543,8 @@ def test_run_folder_with_broken_config(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{")
     assert problems(config(), tmp_path / "run") == [
-        f"{tmp_path}/run/config.json is broken, so its run cannot go on. Choose another --run-dir"
+        f"{tmp_path}/run/config.json is broken (Expecting property name enclosed in double quotes: line 1 column 2 "
+        "(char 1)). Restore it, or name another folder"
     ]
 
 

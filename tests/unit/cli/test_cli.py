@@ -292,6 +292,17 @@ def test_again_renames_a_finished_run(loops: list[tuple[Config, Path]], tmp_path
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["c-1"]
 
 
+def test_again_renames_nothing_for_a_config_that_is_wrong(
+    loops: list[tuple[Config, Path]], tmp_path: Path
+) -> None:
+    call("run", "c.yaml")
+    make_run(tmp_path / "runs" / "c", loops[0][0], 3)
+    for wrong in ("trainer.lr=fast", "model=./nowhere"):
+        result = call("run", "c.yaml", wrong, "--again")
+        assert result.exit_code == 2 and result.stdout == ""
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["c"]
+
+
 def test_again_leaves_a_run_that_is_worked_on(loops: list[tuple[Config, Path]], tmp_path: Path) -> None:
     call("run", "c.yaml")
     make_run(tmp_path / "runs" / "c", loops[0][0], 3)

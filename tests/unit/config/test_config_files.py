@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from selfloop.workflows.config import Config, Draft, load_config, read_config
-from selfloop.workflows.config.file import config_names
+from selfloop.workflows.config.file import config_names, read_again
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.judges.verifiers import VERIFIERS
 from selfloop.workflows.report.pages.reference import reference
@@ -227,3 +228,24 @@ def test_the_reference_page_is_up_to_date() -> None:
 def test_every_key_of_the_reference_is_explained() -> None:
     keys = [line for line in reference().splitlines() if line.startswith(("| `", "| key"))]
     assert [line for line in keys if line.endswith("|  |") and not line.startswith("| `settings.")] == []
+
+
+def test_a_held_config_refers_to_nothing(tmp_path: Path) -> None:
+    """`${` in a text of config.json (a chat template, a system message) is text, behind any number of backslashes."""
+    texts = ["{{ x }} ${", "${y}", "\\${y}", "\\\\${y}\\", "$${", "a ${b} c ${", 'q" ${"}']
+    for text in texts:
+        config = load_config("quickstart", ["prompts.heldout=8"])
+        held = {**config.model_dump(mode="json"), "prompts": {**config.prompts.model_dump(), "system": text}}
+        (tmp_path / "config.json").write_text(json.dumps({"format": 5, "config": held}))
+        again = load_config(str(tmp_path / "config.json"))
+        assert again.prompts.system == text
+        draft = read_again(again, ["iterations=9"], "config.json")
+        assert draft.problems == [] and draft.config is not None and draft.config.prompts.system == text
+
+
+def test_a_reference_that_is_none_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "recipe: self-rewarding\nprompts: {source: pocket, system: 'End with ${}$.'}\n"
+    )
+    with pytest.raises(InputError, match=r"c\.yaml: .*write its \$\{ as"):
+        load_config(str(tmp_path / "c.yaml"))

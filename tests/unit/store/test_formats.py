@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from selfloop.workflows.cli import chat, commands
+from selfloop.workflows.cli import chat, commands, runs
 from selfloop.workflows.config import Config
 from selfloop.workflows.errors import InputError
 from selfloop.workflows.pocket.source import POCKET_MODEL
@@ -87,7 +87,9 @@ def test_the_library_refuses_them_too(older: Path, tmp_path: Path) -> None:
 def test_again_renames_one_aside(tmp_path: Path) -> None:
     run = shutil.copytree(FORMATS / "format-4", tmp_path / "run")
     held = json.loads((run / "config.json").read_text())
-    commands.set_aside(Config(**{**held["config"], "iterations": 2}), run)
+    free = runs.free_name(Config(**{**held["config"], "iterations": 2}), run)
+    assert free == tmp_path / "run-1"
+    runs.set_aside(run, free)
     assert not run.exists() and (tmp_path / "run-1" / "config.json").is_file()
 
 

@@ -127,3 +127,13 @@ def test_differences_name_the_keys() -> None:
 def test_stored_batches_can_be_read_anywhere(tmp_path: Path) -> None:
     part = write_part(str(tmp_path), 0, 0, [ROWS], [Counts(4)])
     assert read_stored([Stored(part.path, 1, 2)])[0]["text"].to_pylist() == ["y", "z"]
+
+
+def test_the_config_of_somebody_else_is_no_run(tmp_path: Path) -> None:
+    """A model's config.json, or one with a key `config`: nothing beside it is taken for ours and deleted."""
+    for held in ({"hidden_size": 64}, {"config": {"a": 1}}):
+        (tmp_path / "config.json").write_text(json.dumps(held))
+        (tmp_path / "model").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="is not empty and is no run"):
+            RunFolder(tmp_path).open({"a": 2})
+        assert (tmp_path / "model").is_dir() and json.loads((tmp_path / "config.json").read_text()) == held
