@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import takewhile
 
 from selfloop.actors.train.telling import Told
 from selfloop.workflows.errors import EngineError
@@ -282,17 +283,19 @@ class Executor(Runner):
     # committing
 
     def flush(self, everything: bool) -> None:
-        """Give the writer what has gathered: enough rows, waited long enough, or the last batches of a node."""
+        """Give the writer what has gathered: enough rows, waited long enough, or the last batches of a node. It writes in the
+        order in which it is asked, so that no batch is committed before those that it was made from."""
         now = time.monotonic()
         for flow in self.flows.values():
             if not flow.waiting or flow.writing:
                 continue
             since = self.flushed.setdefault(flow.node.name, now)
-            rows = sum(batch.rows for batch in flow.waiting)
+            ready = list(takewhile(partial(follows, flow), flow.waiting))
             ended = flow.total is not None and flow.released >= flow.total
-            if everything or ended or rows >= PART_ROWS or now - since >= PART_SECONDS:
-                self.write(flow, flow.waiting)
-                flow.waiting = []
+            enough = sum(batch.rows for batch in ready) >= PART_ROWS
+            if ready and (everything or ended or enough or now - since >= PART_SECONDS):
+                self.write(flow, ready)
+                del flow.waiting[: len(ready)]
                 self.flushed.pop(flow.node.name, None)
 
     def write(self, flow: Flow, batches: list[Batch]) -> None:
@@ -301,7 +304,7 @@ class Executor(Runner):
         self.calls.write(
             flow, folder, flow.parts, len(flow.stored), counts, flow.about, *[batch.data for batch in batches]
         )
-        flow.writing += 1
+        flow.writing += len(counts)
 
     def split_barrier(self, flow: Flow) -> None:
         """A barrier's rows become batches of their own once they are committed."""
@@ -319,3 +322,8 @@ class Executor(Runner):
 
     def model_made(self, label: str) -> None:
         self.actors.trainer.loaded = label
+
+
+def follows(flow: Flow, batch: Batch) -> bool:
+    """Whether the writer has all that a batch was made from."""
+    return all(source.handed(index) for source, index in flow.needs(batch.index))

@@ -100,7 +100,7 @@ class LocalRuntime(Runner):
     def commit(self, flow: Flow, batches: list[tuple[pa.Table, Counts]]) -> None:
         folder = str(self.job.folder.node(self.graph.iteration, flow.node.name))
         tables, counts = [table for table, _ in batches], [counts for _, counts in batches]
-        flow.writing += 1
+        flow.writing += len(batches)
         flow.committed(write_part(folder, flow.parts, len(flow.stored), tables, counts, flow.about), "")
 
     def train(self, flow: Flow) -> None:

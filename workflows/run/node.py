@@ -47,13 +47,14 @@ class Flow:
     finished: dict[int, Batch] = field(default_factory=dict)  # not yet released
     buffer: dict[int, Any] = field(default_factory=dict)  # released, not yet committed and read
     waiting: list[Batch] = field(default_factory=list)  # released, not yet given to the writer
-    writing: int = 0
+    writing: int = 0  # batches that the writer has
     stored: list[Stored] = field(default_factory=list)  # committed
     parts: int = 0
     checksums: list[str] = field(default_factory=list)
     complete: bool = False
     known: int | None = None  # number of batches, when it cannot be derived (a barrier's)
     key: str = ""  # content key, once the models it needs are known
+    had: set[str] = field(default_factory=set)  # that key, and those of before settings changed on its way
     written: str = ""  # content key that its committed parts carry
     made: list[dict[str, Any]] = field(
         default_factory=list
@@ -139,7 +140,7 @@ class Flow:
 
     def committed(self, part: Part, checksum: str) -> None:
         """A part of this node exists now."""
-        self.writing -= 1
+        self.writing -= len(part.batches)
         self.take(part)
         self.checksums.append(checksum)
 
@@ -160,6 +161,10 @@ class Flow:
         self.sent = self.released = len(self.stored)
         if self.barrier and self.stored:
             self.sent, self.known = 1, len(self.stored)
+
+    def handed(self, index: int) -> bool:
+        """Whether the writer has this batch, or its node is given: what is made of it is committed after it."""
+        return self.fixed is not None or index < len(self.stored) + self.writing
 
     def evict(self, active: set[str]) -> None:
         """Let go of rows that are committed and that no active reader still has to read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +57,38 @@ class Runner:
             return
         now = self.job.under(flow.node)
         flow.made = flow.made or [now]
-        flow.key = self.job.key(flow.node, self.graph, inputs, flow.made)
-        if flow.written and flow.written != flow.key:
+        flow.had = self.earlier_keys(flow)
+        key = self.job.key(flow.node, self.graph, inputs, flow.made)
+        if flow.written and flow.written not in flow.had:
             raise InputError(
                 f"the rows of node {flow.node.name!r} of iteration {self.graph.iteration} were made by other code or other "
-                f"package versions than run now (content key {flow.written}, now {flow.key}), so new rows would not match them. "
+                f"package versions than run now (content key {flow.written}, now {key}), so new rows would not match them. "
                 "Go on with the versions in environment.json, or start another run with reuse=<this run>, which takes what still "
                 "matches"
             )
         ended = flow.complete or (flow.total is not None and len(flow.stored) >= flow.total)
         if (
             flow.made[-1] != now and not ended
-        ):  # a part of it was made under other settings, the rest is made under these
+        ):  # a part of it was made under other settings, the rest is under these
             flow.made = [*flow.made, now]
-            flow.key = self.job.key(flow.node, self.graph, inputs, flow.made)
+            key = self.job.key(flow.node, self.graph, inputs, flow.made)
+        flow.key = flow.written if flow.complete and flow.written else key
+        flow.had.add(flow.key)
         if not flow.complete and take_node(self.job, self.graph, flow):
             self.restore(flow)
             self.report(flow)
+
+    def earlier_keys(self, flow: Flow) -> set[str]:
+        """The keys that its committed parts may carry: what was made of an input before settings changed on the input's way
+        carries the key that the input had then."""
+        names = [source.node.name for source in flow.inputs]
+        ways = [
+            dict(zip(names, way, strict=True)) for way in product(*(source.had for source in flow.inputs))
+        ]
+        counts = range(1, len(flow.made) + 1)
+        return {
+            self.job.key(flow.node, self.graph, way, flow.made[:count]) for way in ways for count in counts
+        }
 
     def restore(self, flow: Flow) -> None:
         """Take over a node that an earlier driver completed."""

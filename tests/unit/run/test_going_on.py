@@ -66,21 +66,28 @@ def go(run: Path, config: Any, **settings: Any) -> RunFolder:
     return folder
 
 
-def reopen(folder: RunFolder, iteration: int, node: str, batches: int = 1) -> None:
-    """Make the iteration incomplete again, with this node cut down to its first batches and all behind it gone."""
+def reopen(folder: RunFolder, iteration: int, node: str, batches: int = 1, **readers: int) -> None:
+    """Make the iteration incomplete again: this node is cut down to its first batches, readers of it to theirs, and all
+    else behind it is gone."""
+    cut, later = {node: batches, **readers}, False
+    manifest = folder.manifest(iteration)
+    for name in list(manifest["nodes"]):
+        later = later or name == node
+        if later:
+            del manifest["nodes"][name]
+            if name in cut:
+                shorten(folder, iteration, name, cut[name])
+            else:
+                shutil.rmtree(folder.node(iteration, name), ignore_errors=True)
+    write_json(folder.iteration(iteration) / "manifest.json", {**manifest, "complete": False, "roles": {}})
+
+
+def shorten(folder: RunFolder, iteration: int, node: str, batches: int) -> None:
     from selfloop.workflows.store.parts import read_stored, write_part
 
     (part,) = folder.parts(iteration, node)
     tables = read_stored(part.stored()[:batches])
     write_part(str(folder.node(iteration, node)), 0, 0, tables, part.batches[:batches], part.about)
-    manifest, later = folder.manifest(iteration), False
-    for name in list(manifest["nodes"]):
-        later = later or name == node
-        if later:
-            del manifest["nodes"][name]
-            if name != node:
-                shutil.rmtree(folder.node(iteration, name), ignore_errors=True)
-    write_json(folder.iteration(iteration) / "manifest.json", {**manifest, "complete": False, "roles": {}})
 
 
 # Which keys
@@ -168,6 +175,52 @@ def test_a_node_of_several_settings_is_known_again(tmp_path: Path) -> None:
     write_json(run.iteration(2) / "manifest.json", {**manifest, "complete": False})
     go(run.path, config_of(), threads=3)  # all is there: nothing is made, nothing is refused
     assert run.manifest(2)["nodes"] == manifest["nodes"]
+
+
+@pytest.mark.parametrize("judged", [1, 2, 3])
+def test_a_stream_that_was_cut_goes_on_with_other_settings(judged: int, tmp_path: Path) -> None:
+    """What was made of a half made node carries the key that the node had then; so it is known, time and again."""
+    run = go(tmp_path / "run", config_of())
+    wanted = {iteration: hashes(run.path, iteration) for iteration in (1, 2)}
+    reopen(run, 2, "sample", batches=3, judge=judged)
+    keys = {name: run.parts(2, name)[0].about["key"] for name in ("sample", "judge")}
+    go(run.path, config_of(), threads=2)
+    nodes = run.manifest(2)["nodes"]
+    assert [nodes[name]["key"] == keys[name] for name in keys] == [False, False]
+    assert [part.about["key"] for part in run.parts(2, "judge")] == [keys["judge"], nodes["judge"]["key"]]
+    assert {
+        iteration: hashes(run.path, iteration) for iteration in (1, 2)
+    } == wanted  # fakes make the same rows
+    manifest = run.manifest(2)
+    write_json(run.iteration(2) / "manifest.json", {**manifest, "complete": False})
+    go(run.path, config_of(), threads=3)
+    assert run.manifest(2)["nodes"] == manifest["nodes"]
+
+
+def test_no_batch_is_committed_before_those_that_it_was_made_from(tmp_path: Path) -> None:
+    from selfloop.workflows.executor.schedule import Executor, follows
+    from selfloop.workflows.run.node import Batch
+
+    run, config = RunFolder(tmp_path / "run"), config_of()
+    run.open(config.model_dump(mode="json"))
+    _, job = local_runtime(Setup(config), run, None, None)
+    job.models.places["policy@0"] = Place("x")
+    executor = Executor.__new__(Executor)  # no actors: what is handed to the writer is looked at
+    Runner.__init__(executor, job)
+    executor.begin(Setup(config).planner.graph(1))
+    executor.flushed = {}
+    asked: list[tuple[str, int]] = []
+    executor.write = lambda flow, batches: asked.append((flow.node.name, len(batches)))  # type: ignore[method-assign]
+    sample, judge = executor.flows["sample"], executor.flows["judge"]
+    sample.waiting = [Batch(0, None, [])]
+    judge.waiting = [Batch(0, None, []), Batch(1, None, [])]
+    executor.flush(everything=True)
+    assert asked == [("sample", 1)] and len(judge.waiting) == 2
+    sample.writing = 1
+    executor.flush(everything=True)
+    assert asked[1:] == [("judge", 1)] and [batch.index for batch in judge.waiting] == [1]
+    assert not follows(judge, judge.waiting[0])
+    run.close()
 
 
 def test_a_step_checkpoint_of_other_ranks_is_dropped_and_said(tmp_path: Path) -> None:
