@@ -74,7 +74,7 @@ class Publisher:
 
     def catch_up(self, replica: Replica) -> None:
         """Let a fresh replica serve what the others serve, proven. From the checkpoint: the trainer may have gone on."""
-        folder, sent = self.stored()
+        folder, sent = self.stored(replica)
         receipts = self.receipts(self.send([replica], folder), START_SECONDS)
         self.prove([replica], sent, receipts)
         self.probe([replica])
@@ -84,18 +84,19 @@ class Publisher:
     def weights(self) -> tuple[Any, Mapping[str, str]]:
         """References to the trainer's buckets if it holds the model, else its folder; and the receipt that must come back."""
         if self.model.label != self.trainer.loaded:
-            return self.stored()
+            return self.stored(self.engines.replicas[0])
         asked = [rank.weights.remote() for rank in self.trainer.ranks]
         receipt, buckets = ray.get(asked, timeout=LOAD_SECONDS)[0]
         return buckets, receipt
 
-    def stored(self) -> tuple[str, Mapping[str, str]]:
-        """The model's folder and its receipt. An engine takes the tensors in its own precision, which may be another."""
+    def stored(self, replica: Replica) -> tuple[str, Mapping[str, str]]:
+        """The model's folder and its receipt. An engine takes the tensors in its own precision, which may be another: then
+        the replica, which is alive, says what it expects."""
         place = self.model.place
         if place.receipt is not None and self.specs.engine.dtype == self.specs.trainer.dtype:
             return place.folder, place.receipt
         if place.folder not in self.kept:
-            self.kept[place.folder] = ray.get(self.engines.replicas[0].actor.expected.remote(place.folder))
+            self.kept[place.folder] = ray.get(replica.actor.expected.remote(place.folder))
         return place.folder, self.kept[place.folder]
 
     def send(self, replicas: Sequence[Replica], weights: Any) -> list[Any]:

@@ -44,8 +44,13 @@ def ray_runtime(setup: Setup, folder: RunFolder, console: Console) -> Generator[
     """
     config = setup.config
     started = not ray.is_initialized()
-    with console.doing("Ray starts"):
-        gpus, url = connect(config, folder.record().get("resolved", {}).get("device"), code_of(folder))
+    try:
+        with console.doing("Ray starts"):
+            gpus, url = connect(config, folder.record().get("resolved", {}).get("device"), code_of(folder))
+    except BaseException:
+        if started:
+            ray.shutdown()
+        raise
     actors: Actors | None = None
     watch = RayWatch(here=started and not joins())
     try:

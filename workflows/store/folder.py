@@ -66,6 +66,16 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
         existing = self.config()
+        try:
+            return self.take(existing, config, confirmed)
+        except BaseException:
+            if existing is None:
+                self.undo()
+            self.close()
+            raise
+
+    def take(self, existing: dict[str, Any] | None, config: dict[str, Any], confirmed: bool) -> bool:
+        """Write the config into the locked folder, which holds the run of `existing`. True if that goes on."""
         if existing is not None:
             changed = changes(existing, config)
             if not changed.refused and self.format == FORMAT:
@@ -144,7 +154,7 @@ class RunFolder:
 
     def committed(self) -> bool:
         """Whether a run has committed anything here: rows or a model."""
-        places = ("iteration=*/manifest.json", "iteration=*/*/part-*.parquet")
+        places = ("iteration=*/manifest.json", "iteration=*/**/part-*.parquet")
         return any(True for place in places for _ in self.path.glob(place))
 
     def record(self) -> dict[str, Any]:
@@ -205,7 +215,11 @@ class RunFolder:
 
     def nodes(self, index: int) -> dict[str, list[Path]]:
         """The files of the committed parts of each node, in the order in which the nodes were written."""
-        found = {path.name: part_files(path) for path in self.iteration(index).iterdir() if path.is_dir()}
+        place = self.iteration(index)
+        folders = {
+            file.parent for file in place.rglob("part-*.parquet")
+        }  # of grow's nodes: grow/round-1/sample
+        found = {path.relative_to(place).as_posix(): part_files(path) for path in folders}
         found = {name: files for name, files in found.items() if files}
         return dict(sorted(found.items(), key=lambda item: (item[1][0].stat().st_mtime_ns, item[0])))
 

@@ -137,3 +137,22 @@ def test_the_config_of_somebody_else_is_no_run(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is not empty and is no run"):
             RunFolder(tmp_path).open({"a": 2})
         assert (tmp_path / "model").is_dir() and json.loads((tmp_path / "config.json").read_text()) == held
+
+
+def test_a_folder_that_is_refused_is_not_held(tmp_path: Path) -> None:
+    """Also while somebody keeps the error (a notebook does): the next `open` of this process takes the folder."""
+    folder = RunFolder(tmp_path / "run")
+    folder.open({"iterations": 1, "a": 1})
+    folder.commit_iteration(0, {})
+    folder.close()
+    other = RunFolder(tmp_path / "run")
+    with pytest.raises(InputError, match="another config") as kept:
+        other.open({"iterations": 1, "a": 2})
+    assert kept.value is not None
+    assert RunFolder(tmp_path / "run").open({"iterations": 1, "a": 1})
+
+
+def test_nodes_of_grow_are_nodes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_part(str(folder.node(1, "grow/round-1/sample")), 0, 0, [pa.table({"a": [1]})], [Counts(rows=1)], {})
+    assert list(folder.nodes(1)) == ["grow/round-1/sample"] and folder.committed()
